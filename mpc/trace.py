@@ -1,0 +1,110 @@
+"""What a network does under secure computation: an ordered list of secure operations and where each one happened."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any, Literal
+
+from mpc.scheme import Scheme
+from mpc.traffic import Event, Traffic, tally
+
+Visibility = Literal["secret", "weight", "public"]
+Attribute = tuple[str, int | float | str | bool | tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """One input of an operation: its shape and who can see it. A `weight` is a secret that stays the same between inputs."""
+
+    shape: tuple[int, ...]
+    visibility: Visibility
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One secure operation: its row in the table (`op`), operands, output shape, attributes and module (`site`)."""
+
+    op: str
+    operands: tuple[Operand, ...]
+    output: tuple[int, ...]
+    attributes: tuple[Attribute, ...] = ()
+    site: str = ""
+
+    def __getitem__(self, attribute: str) -> Any:
+        """The value of a named attribute; KeyError where the operation has none of that name."""
+        return dict(self.attributes)[attribute]
+
+    @property
+    def elements(self) -> int:
+        """Number of output elements."""
+        return prod(self.output)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The secure operations of one forward pass, in program order, independent of scheme and network."""
+
+    operations: tuple[Operation, ...]
+
+    def traffic(self, scheme: Scheme) -> Traffic:
+        """Exact traffic of the whole pass. Sharing the input and revealing the result are not part of a trace."""
+        return sum((operation_traffic(op, scheme) for op in self.operations), Traffic.zero(scheme.parties))
+
+    def events(self, scheme: Scheme) -> Iterator[tuple[Operation, tuple[Event, ...]]]:
+        """Every operation with the messages and correlations that it costs under `scheme`."""
+        for operation in self.operations:
+            yield operation, operation_events(operation, scheme)
+
+    def by_op(self, scheme: Scheme) -> dict[str, Traffic]:
+        """Traffic summed over operations of one name."""
+        return self._grouped(scheme, lambda operation: operation.op)
+
+    def by_module(self, scheme: Scheme) -> dict[str, Traffic]:
+        """Traffic summed over operations of one module (dotted names as in `named_modules`)."""
+        return self._grouped(scheme, lambda operation: operation.site)
+
+    def within(self, site: str) -> Trace:
+        """The operations inside module `site` and its children."""
+        return Trace(tuple(o for o in self.operations if o.site == site or o.site.startswith(site + ".")))
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of linear layers, convolutions and matrix products, biases not counted."""
+        return sum(operation["macs"] for operation in self.operations if operation.op in ("matmul", "convolution"))
+
+    def _grouped(self, scheme: Scheme, key: Callable[[Operation], str]) -> dict[str, Traffic]:
+        groups: dict[str, Traffic] = defaultdict(lambda: Traffic.zero(scheme.parties))
+        for operation in self.operations:
+            groups[key(operation)] += operation_traffic(operation, scheme)
+        return dict(groups)
+
+
+def operation_events(operation: Operation, scheme: Scheme) -> tuple[Event, ...]:
+    """Messages and correlations of one operation under `scheme`, from its row in the table."""
+    return _events(Operation(operation.op, operation.operands, operation.output, operation.attributes), scheme)
+
+
+def operation_traffic(operation: Operation, scheme: Scheme) -> Traffic:
+    """Exact traffic of one operation under `scheme`."""
+    return _traffic(Operation(operation.op, operation.operands, operation.output, operation.attributes), scheme)
+
+
+@lru_cache(maxsize=100_000)
+def _events(operation: Operation, scheme: Scheme) -> tuple[Event, ...]:
+    from mpc.table import row_named  # the table imports this module for its types
+
+    return tuple(row_named(operation.op).sends(scheme, operation))
+
+
+@lru_cache(maxsize=100_000)
+def _traffic(operation: Operation, scheme: Scheme) -> Traffic:
+    return tally(_events(operation, scheme), scheme.parties)
