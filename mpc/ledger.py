@@ -1,0 +1,221 @@
+"""What a party really sends: every collective is recorded where its tensors are handed to torch.distributed.
+
+The ledger never asks a row of the table what an operation should cost. It sees tensors on their way to the wire, counts
+their bytes, times the call, and notes which operation of which module was running.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import wraps
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from mpc.traffic import WORD_BYTES, Correlation, Event, Message, Traffic, tally
+
+_COLLECTIVES = ("all_reduce", "all_gather", "broadcast", "gather", "reduce", "scatter", "isend", "irecv", "send", "recv")
+_CORRELATIONS = {
+    "generate_additive_triple": "product",
+    "square": "square",
+    "generate_binary_triple": "and",
+    "wrap_rng": "wraps",
+    "B2A_rng": "bit",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One event of a party: an online message, a message of the stand-in dealer, or a correlation used up.
+
+    `compute_s` is the time since the previous message ended (dealer's work left out), `wait_s` the time inside the call.
+    """
+
+    op: str
+    site: str
+    event: Event
+    compute_s: float
+    wait_s: float
+    of_dealer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MessageLog:
+    """Everything one party sent in one run, in order; `online_s` and `dealer_s` are that party's wall time."""
+
+    party: int
+    parties: int
+    entries: tuple[LogEntry, ...]
+    online_s: float
+    dealer_s: float
+    op_s: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def messages(self) -> tuple[LogEntry, ...]:
+        """The online messages, in program order."""
+        return tuple(e for e in self.entries if isinstance(e.event, Message) and not e.of_dealer)
+
+    @property
+    def traffic(self) -> Traffic:
+        """Traffic as this party counted it, for all parties alike (the wire model says who writes what)."""
+        return tally((e.event for e in self.entries if not e.of_dealer), self.parties)
+
+    @property
+    def stand_in_bytes(self) -> int:
+        """Payload of the first party's dealing at three parties under TFP, real on the wire, no part of any phase."""
+        return sum(sum(e.event.payload_bytes) for e in self.entries if e.of_dealer and isinstance(e.event, Message))
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Records one run of one party; `start` and `stop` bound it, `operation` names what is running."""
+
+    party: int
+    parties: int
+    entries: list[LogEntry] = field(default_factory=list)
+    op: str = ""
+    site: str = ""
+    recording: bool = False
+    _op_s: dict[str, float] = field(default_factory=dict)
+    _open: list[int] | None = None
+    _dealer_depth: int = 0
+    _dealer_s: float = 0.0
+    _since_message_dealer_s: float = 0.0
+    _last_end_s: float = 0.0
+    _start_s: float = 0.0
+
+    def start(self) -> None:
+        """Forget everything and record from now on."""
+        self.entries.clear()
+        self._op_s.clear()
+        self._dealer_s = self._since_message_dealer_s = 0.0
+        self.recording = True
+        self._start_s = self._last_end_s = time.perf_counter()
+
+    def stop(self) -> MessageLog:
+        """End the run: its log, with wall time split into online and dealer."""
+        total_s = time.perf_counter() - self._start_s
+        self.recording = False
+        op_s = tuple(sorted(self._op_s.items()))
+        return MessageLog(self.party, self.parties, tuple(self.entries), total_s - self._dealer_s, self._dealer_s, op_s)
+
+    @contextmanager
+    def operation(self, op: str, site: str) -> Iterator[None]:
+        """Everything sent inside belongs to this operation of this module; its online time is kept by op."""
+        before = self.op, self.site
+        self.op, self.site = op, site
+        start_s, dealer_s = time.perf_counter(), self._dealer_s
+        try:
+            yield
+        finally:
+            online_s = time.perf_counter() - start_s - (self._dealer_s - dealer_s)
+            self._op_s[op] = self._op_s.get(op, 0.0) + online_s
+            self.op, self.site = before
+
+    @contextmanager
+    def message(self, collective: str, root: int = 0) -> Iterator[None]:
+        """One call of the communicator: the tensors that reach torch.distributed inside are its payload."""
+        if not self.recording:
+            yield
+            return
+        self._open = []
+        start_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            end_s = time.perf_counter()
+            compute_s = start_s - self._last_end_s - self._since_message_dealer_s
+            event = Message(collective, tuple(self._open), root)
+            self._append(event, 0.0 if self._dealer_depth else compute_s, end_s - start_s)
+            if not self._dealer_depth:
+                self._last_end_s, self._since_message_dealer_s = end_s, 0.0
+            self._open = None
+
+    @contextmanager
+    def dealing(self) -> Iterator[None]:
+        """The dealer's work: its time is not online time, its messages are no part of the protocol's traffic."""
+        self._dealer_depth += 1
+        start_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._dealer_depth -= 1
+            if not self._dealer_depth:
+                elapsed_s = time.perf_counter() - start_s
+                self._dealer_s += elapsed_s
+                self._since_message_dealer_s += elapsed_s
+
+    def payload(self, size_bytes: int) -> None:
+        """A tensor of this size was handed to torch.distributed."""
+        if self._open is not None:
+            self._open.append(size_bytes)
+
+    def correlation(self, kind: str, dealer_bytes: int) -> None:
+        """The provider handed out a correlation whose correction for party 0 has this size."""
+        if self.recording:
+            self.entries.append(LogEntry(self.op, self.site, Correlation(kind, dealer_bytes), 0.0, 0.0))
+
+    def _append(self, event: Event, compute_s: float, wait_s: float) -> None:
+        self.entries.append(LogEntry(self.op, self.site, event, compute_s, wait_s, bool(self._dealer_depth)))
+
+
+class _RecordingDistributed(ModuleType):
+    """torch.distributed as CrypTen's communicator sees it: every tensor that goes out is reported to the ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__("torch.distributed")
+        self._ledger = ledger
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - forwards whatever torch.distributed has
+        target = getattr(torch.distributed, name)
+        if name not in _COLLECTIVES:
+            return target
+
+        @wraps(target)
+        def recorded(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            tensor = next(a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor))
+            self._ledger.payload(tensor.nbytes)
+            return target(*args, **kwargs)
+
+        return recorded
+
+
+def attach(ledger: Ledger) -> None:
+    """Make CrypTen's communicator and its dealers report to `ledger`; once in the life of a party process."""
+    import crypten.communicator.distributed_communicator as communicator
+    from crypten.mpc.provider import TrustedFirstParty, TrustedThirdParty
+
+    communicator.dist = _RecordingDistributed(ledger)
+    cls = communicator.DistributedCommunicator
+    for name in ("all_reduce", "gather", "scatter", "broadcast", "reduce", "all_gather"):
+        setattr(cls, name, _recorded_call(ledger, name, getattr(cls, name)))
+    for provider in (TrustedFirstParty, TrustedThirdParty):
+        for name, kind in _CORRELATIONS.items():
+            setattr(provider, name, _recorded_dealing(ledger, kind, getattr(provider, name)))
+
+
+def _recorded_call(ledger: Ledger, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(call)
+    def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        root = args[1] if name in ("gather", "scatter") and len(args) > 1 else kwargs.get("dst", kwargs.get("src", 0))
+        with ledger.message(name, root if isinstance(root, int) else 0):
+            return call(self, *args, **kwargs)
+
+    return recorded
+
+
+def _recorded_dealing(ledger: Ledger, kind: str, deal: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(deal)
+    def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        with ledger.dealing():
+            shares = deal(self, *args, **kwargs)
+        # The correction is the last tensor of each correlation; for a random bit it is the arithmetic half.
+        corrected = shares[0] if kind == "bit" else shares[-1]
+        ledger.correlation(kind, corrected.share.numel() * WORD_BYTES)
+        return shares
+
+    return recorded

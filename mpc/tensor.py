@@ -1,0 +1,202 @@
+"""SecureTensor: a tensor whose values nobody holds, and the dispatch that both readings share.
+
+The secure reading puts CrypTen shares behind it, the shape reading puts nothing. Which row an operation takes, how it is
+described and where it happened is decided here, once, from shapes and visibility alone: so both readings see the same.
+"""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_iter, tree_map
+
+from mpc.table import COMPOSITES, ROWS, STRUCTURAL, Row
+from mpc.trace import Operand, Operation, Visibility
+
+aten = torch.ops.aten
+_NEEDS_A_VALUE = {aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.default, aten.equal.default, aten.nonzero.default}
+_CONSTANTS = {aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.zeros_like.default, aten.ones_like.default}
+
+
+class SecretError(ValueError):
+    """A module did something with a secret that shares cannot do; the message names module and operation."""
+
+
+class SecureTensor(torch.Tensor):
+    """A float tensor known by shape and visibility only; `shares` is None in the shape reading."""
+
+    shares: Any
+    visibility: Visibility
+    reading: Reading
+    aliases: weakref.WeakSet[SecureTensor]
+
+    @staticmethod
+    def __new__(cls, shape: Sequence[int], shares: Any, visibility: Visibility, reading: Reading) -> SecureTensor:  # noqa: ANN401
+        """Wrap `shares` of a tensor of `shape`; strides are always reported as contiguous."""
+        tensor: SecureTensor = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=torch.float32, device="cpu")
+        tensor.shares, tensor.visibility, tensor.reading = shares, visibility, reading
+        tensor.aliases = weakref.WeakSet([tensor])
+        return tensor
+
+    def __init__(self, *_: object) -> None:
+        """Everything is set in `__new__`."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        """Run one operation on secrets: look its row up, refuse it by name, or let torch decompose it."""
+        kwargs = kwargs or {}
+        first = next(a for a in tree_iter((args, kwargs)) if isinstance(a, SecureTensor))
+        return first.reading.dispatch(func, args, kwargs)
+
+    def __repr__(self, **_: object) -> str:  # type: ignore[override]
+        """Shape and visibility; there are no values to print."""
+        return f"SecureTensor(shape={tuple(self.shape)}, visibility={self.visibility!r})"
+
+    def numpy(self, **_: object) -> NoReturn:  # type: ignore[override]
+        """Always raises SecretError."""
+        self.reading.refuse("numpy()", "it needs the value of a secret")
+
+    def tolist(self) -> NoReturn:
+        """Always raises SecretError."""
+        self.reading.refuse("tolist()", "it needs the value of a secret")
+
+
+class Reading(ABC):
+    """One pass over a module. Subclasses say what a row and a structural operation do with shares."""
+
+    def __init__(self) -> None:
+        self.operations: list[Operation] = []
+        self.site = ""
+
+    @abstractmethod
+    def run_row(self, entry: Row, operation: Operation, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        """Shares of the result of a row."""
+
+    @abstractmethod
+    def run_structural(self, func: Any, args: Any, kwargs: Any, outputs: Any) -> list[Any]:  # noqa: ANN401
+        """Shares of each output of an operation that only moves data."""
+
+    def wrap(self, shape: Sequence[int], shares: Any, visibility: Visibility) -> SecureTensor:  # noqa: ANN401
+        """A secure tensor that belongs to this reading."""
+        return SecureTensor(shape, shares, visibility, self)
+
+    def refuse(self, what: str, why: str) -> NoReturn:
+        """Raise SecretError for an operation in the module that is running."""
+        raise SecretError(f"{what} in module {self.site or '(top)'}: {why}")
+
+    def dispatch(self, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        """One operation of the forward pass."""
+        if func in STRUCTURAL:
+            return self._structural(func, args, kwargs)
+        if func in COMPOSITES:
+            result = COMPOSITES[func](*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        if func in ROWS:
+            return self._row(ROWS[func], func, args, kwargs)
+        if func in _CONSTANTS:
+            return func(torch.empty(args[0].shape), *args[1:], **kwargs)
+        if func in _NEEDS_A_VALUE:
+            self.refuse(str(func), "it needs the value of a secret; compute it without data-dependent control flow")
+        if func._schema.is_mutable:
+            return self._in_place(func, args, kwargs)
+        result = func.decompose(*args, **kwargs)
+        if result is NotImplemented:
+            self.refuse(str(func), "there is no row for it in the table of secure operations (mpc/rows.py)")
+        return result
+
+    def _row(self, entry: Row, func: Any, args: Any, kwargs: Any) -> SecureTensor:  # noqa: ANN401
+        output = func(*_meta(args), **_meta(kwargs))
+        shape = tuple(output.shape)
+        attributes = tuple(sorted(entry.describe(shape, *args, **kwargs).items()))
+        operands = tuple(_operand(a) for a in tree_iter((args, kwargs)) if isinstance(a, Tensor))
+        operation = Operation(entry.name, operands, shape, attributes, self.site)
+        self.operations.append(operation)
+        return self.wrap(shape, self.run_row(entry, operation, args, kwargs), "secret")
+
+    def _structural(self, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        outputs = func(*_meta(args), **_meta(kwargs))
+        sources = [a for a in tree_iter((args, kwargs)) if isinstance(a, Tensor) and a.is_floating_point()]
+        kept = all(isinstance(a, SecureTensor) and a.visibility == "weight" for a in sources)
+        shares = iter(self.run_structural(func, args, kwargs, outputs))
+        aliases = next(a for a in sources if isinstance(a, SecureTensor)).aliases
+
+        def wrap(meta: Tensor) -> SecureTensor:
+            tensor = self.wrap(meta.shape, next(shares), "weight" if kept else "secret")
+            aliases.add(tensor)
+            tensor.aliases = aliases
+            return tensor
+
+        return tree_map(wrap, outputs)
+
+    def _in_place(self, func: Any, args: Any, kwargs: Any) -> SecureTensor:  # noqa: ANN401
+        target = args[0]
+        functional = _functional(func)
+        if not isinstance(target, SecureTensor):
+            self.refuse(str(func), "it writes a secret into a public tensor; build the result with cat or stack instead")
+        if functional is None:
+            self.refuse(str(func), "there is no row for it in the table of secure operations (mpc/rows.py)")
+        if any(other is not target for other in target.aliases):
+            self.refuse(str(func), "it writes in place into a tensor that other views share; use the out-of-place form")
+        result = self.dispatch(functional, args, kwargs)
+        target.shares, target.visibility = result.shares, result.visibility
+        return target
+
+
+def _functional(func: Any) -> Any:  # noqa: ANN401
+    """The out-of-place overload of an in-place one, where the table knows it."""
+    packet = getattr(aten, func._schema.name.removeprefix("aten::").removesuffix("_"), None)
+    overload = getattr(packet, func._overloadname, None) if packet is not None else None
+    return overload if overload in ROWS or overload in STRUCTURAL or overload in COMPOSITES else None
+
+
+def _meta(tree: Any) -> Any:  # noqa: ANN401
+    def empty(leaf: Any) -> Any:  # noqa: ANN401
+        if isinstance(leaf, SecureTensor) or (isinstance(leaf, Tensor) and leaf.is_floating_point()):
+            return torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")
+        return leaf.to("meta") if isinstance(leaf, Tensor) else leaf
+
+    return tree_map(empty, tree)
+
+
+def _operand(tensor: Tensor) -> Operand:
+    visibility = tensor.visibility if isinstance(tensor, SecureTensor) else "public"
+    return Operand(tuple(tensor.shape), visibility)
+
+
+@contextmanager
+def module_sites(module: nn.Module, reading: Reading) -> Iterator[None]:
+    """While active, `reading.site` is the dotted name of the innermost module that is running."""
+    handles = []
+    stack: list[str] = []
+
+    def enter(name: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            stack.append(reading.site)
+            reading.site = name
+
+        return hook
+
+    def leave(*_: object) -> None:
+        reading.site = stack.pop()
+
+    for name, child in module.named_modules():
+        handles.append(child.register_forward_pre_hook(enter(name)))
+        handles.append(child.register_forward_hook(leave, always_call=False))
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for handle in handles:
+            handle.remove()
