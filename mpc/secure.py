@@ -1,0 +1,186 @@
+"""The secure reading: an unmodified module runs on CrypTen shares, inside one party process."""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from mpc import rows, structure  # noqa: F401 - importing registers the table
+from mpc.crypten_import import import_crypten
+from mpc.ledger import Ledger, MessageLog
+from mpc.reading import weight_tensors
+from mpc.scheme import Roles, Scheme
+from mpc.table import Row
+from mpc.tensor import Reading, SecureTensor, module_sites
+from mpc.trace import Operation, Trace
+
+Shares = Any
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardResult:
+    """What one party knows after its runs: the result where it was revealed to it, logs, its trace and its peak memory."""
+
+    output: Tensor | None
+    logs: tuple[MessageLog, ...]
+    reveal_log: MessageLog
+    trace: Trace
+    peak_bytes: int
+
+
+class SecureReading(Reading):
+    """Runs rows on shares and tells the ledger what is running."""
+
+    def __init__(self, scheme: Scheme, ledger: Ledger) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.ledger = ledger
+
+    def run_row(self, entry: Row, operation: Operation, args: Any, kwargs: Any) -> Shares:  # noqa: ANN401
+        """Execute the row; a result of another shape than described is an error of the table."""
+        with self.ledger.operation(operation.op, operation.site):
+            result = entry.secure(self.scheme, *_shares_of(args), **_shares_of(kwargs))
+        if tuple(result.share.shape) != operation.output:
+            raise RuntimeError(f"row {entry.name} gave shape {tuple(result.share.shape)}, described as {operation.output}")
+        return result
+
+    def run_structural(self, func: Any, args: Any, kwargs: Any, outputs: Any) -> list[Shares]:  # noqa: ANN401
+        """Move the shares as the operation moves data; a public float joins as the first party's share."""
+        moved = func(*tree_map(self._raw, args), **tree_map(self._raw, kwargs))
+        from crypten.mpc import MPCTensor
+
+        return [MPCTensor.from_shares(share) for share in tree_leaves(moved)]
+
+    def _raw(self, leaf: Any) -> Any:  # noqa: ANN401
+        if isinstance(leaf, SecureTensor):
+            return leaf.shares.share
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            encoded = encode(leaf, self.scheme, "a public tensor")
+            return encoded if self.ledger.party == 0 else torch.zeros_like(encoded)
+        return leaf
+
+
+def _shares_of(tree: Any) -> Any:  # noqa: ANN401
+    return tree_map(lambda leaf: leaf.shares if isinstance(leaf, SecureTensor) else leaf, tree)
+
+
+def encode(values: Tensor, scheme: Scheme, what: str) -> Tensor:
+    """Fixed-point integers nearest to `values`; ValueError for NaN, infinity or magnitudes that do not survive a product.
+
+    Unlike CrypTen's encoder, which turns all of these into -2^47 without a word and rounds towards zero.
+    """
+    if not torch.isfinite(values).all():
+        raise ValueError(f"{what} holds NaN or infinity; shares can hold neither")
+    bound = 2.0 ** ((scheme.ring_bits - 2) // 2 - scheme.precision_bits)
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    if largest >= bound:
+        raise ValueError(f"{what} reaches {largest:.4g}; with {scheme.precision_bits} fraction bits values must stay below {bound:.6g}")
+    return torch.round(values.double() * 2.0**scheme.precision_bits).long()
+
+
+def share(values: Tensor | None, shape: tuple[int, ...], owner: int, scheme: Scheme, what: str) -> Shares:
+    """Shares of the owner's values: a pseudo-random zero sharing plus the encoded values at the owner; nothing is sent.
+
+    Parties other than the owner pass None.
+    """
+    import_crypten()
+    from crypten.mpc import MPCTensor
+    from crypten.mpc.primitives import ArithmeticSharedTensor
+
+    zero = ArithmeticSharedTensor.PRZS(tuple(shape))
+    if values is not None and zero.rank == owner:
+        zero.share = zero.share + encode(values, scheme, what)
+    return MPCTensor.from_shares(zero.share)
+
+
+def secure_forward(
+    module: nn.Module,
+    inputs: Tensor | None,
+    input_shape: tuple[int, ...],
+    scheme: Scheme,
+    roles: Roles,
+    ledger: Ledger,
+    repeats: int = 1,
+) -> ForwardResult:
+    """Run `module` on shares `repeats` times and reveal the last result as `roles` says; called by every party alike.
+
+    `inputs` is None at parties that do not own the input; the module of a party that does not own the weights holds
+    them as meta tensors (private weights), and is left as it is where weights are public.
+    """
+    with module_sites(module, reading := SecureReading(scheme, ledger)), _settings(scheme):
+        x = reading.wrap(input_shape, share(inputs, input_shape, roles.input_owner, scheme, "the input"), "secret")
+        shared = _share_weights(module, reading, roles) if scheme.weights == "private" else {}
+        logs = []
+        for _ in range(repeats):
+            reading.operations.clear()
+            _barrier()
+            ledger.start()
+            output = torch.func.functional_call(module, shared, (x,), tie_weights=False)
+            logs.append(ledger.stop())
+        if not isinstance(output, SecureTensor):
+            raise ValueError(f"the module returned {type(output).__name__}, not one tensor that depends on its input")
+        _barrier()
+        ledger.start()
+        with ledger.operation("reveal", ""):
+            revealed = reveal(output.shares, roles.reveal_to)
+        reveal_log = ledger.stop()
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result = None if revealed is None else revealed.clone()
+    return ForwardResult(result, tuple(logs), reveal_log, Trace(tuple(reading.operations)), peak_bytes)
+
+
+def reveal(shares: Shares, to: int | None) -> Tensor | None:
+    """Open shares to all parties, or to one; None at a party that learns nothing.
+
+    Opening to one party gathers the shares there. Unlike CrypTen's `reveal(dst)`, which calls gloo's reduce: its ring adds
+    up half of the tensor at the other party, who so learns that half of the result.
+    """
+    import crypten.communicator as comm
+
+    encoder = shares.encoder
+    if to is None:
+        opened = comm.get().all_reduce(shares.share)
+    else:
+        gathered = comm.get().gather(shares.share.contiguous(), to)
+        if gathered[0] is None:
+            return None
+        opened = torch.stack(gathered).sum(0)
+    return (opened.double() / encoder.scale).float()
+
+
+def _share_weights(module: nn.Module, reading: SecureReading, roles: Roles) -> dict[str, SecureTensor]:
+    shared = {}
+    for name, tensor in weight_tensors(module).items():
+        values = None if tensor.is_meta else tensor.detach()
+        shares = share(values, tuple(tensor.shape), roles.model_owner, reading.scheme, f"weight {name}")
+        shared[name] = reading.wrap(tensor.shape, shares, "weight")
+    return shared
+
+
+def _barrier() -> None:
+    import crypten.communicator as comm
+
+    comm.get().barrier()
+
+
+@contextmanager
+def _settings(scheme: Scheme) -> Iterator[None]:
+    """CrypTen's configuration for this scheme; gradients off."""
+    crypten = import_crypten()
+    from crypten.config import cfg
+
+    with crypten.no_grad(), cfg.temp_override({"encoder.precision_bits": scheme.precision_bits}):
+        yield
+
+
+def expected_wraps(largest: float, truncations: int, precision_bits: int = 16) -> float:
+    """Expected number of elements that local truncation at two parties ruins: |v| 2^(2f - 64) each, error 2^(64 - 2f)."""
+    return truncations * largest * math.ldexp(1.0, 2 * precision_bits - 64)
