@@ -1,0 +1,229 @@
+"""The command line. A verb reads its arguments, calls the folders, shows a table and ends with `finish`.
+
+To add a verb: a function under `@app.command()`, heavy imports inside it. `main` turns known errors into one line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from mpc.scheme import Scheme
+    from mpc.trace import Trace
+    from mpc.traffic import Traffic
+
+app = typer.Typer(
+    help="Vision transformers under secure multi-party computation: counted, predicted, searched, measured.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+progress_console = Console(stderr=True)
+
+# Options that several verbs share. Their choices are checked by Scheme and Roles, which name the known ones.
+Model = Annotated[str, typer.Argument(help="mpcvit:NAME, deit:NAME, timm:NAME?arg=value or spec:PATH")]
+Networks = Annotated[
+    list[str] | None, typer.Option("--network", help="a profile, or bandwidth/round trip: 400mbit/40ms; repeatable")
+]
+SchemeName = Annotated[str, typer.Option("--scheme", help="protocols: crypten")]
+Functions = Annotated[str, typer.Option(help="documented (ours where CrypTen has none or a wrong one) or released")]
+Parties = Annotated[int, typer.Option(help="computing parties: 2 or 3")]
+Dealer = Annotated[str, typer.Option(help="tfp (the first party deals: benchmark only) or ttp (a third process)")]
+Transport = Annotated[str, typer.Option(help="how messages travel: gloo")]
+Weights = Annotated[str, typer.Option(help="private (shared) or public")]
+PrecisionBits = Annotated[int, typer.Option(help="fraction bits of the fixed-point numbers")]
+Batch = Annotated[int, typer.Option(min=1, help="images in one forward pass")]
+InputOwner = Annotated[int, typer.Option(help="party that brings the images")]
+ModelOwner = Annotated[int, typer.Option(help="party that brings the weights")]
+RevealTo = Annotated[int, typer.Option(help="party that learns the logits")]
+JsonOnly = Annotated[bool, typer.Option("--json", help="leave out the table")]
+
+
+@app.callback()
+def _verbs() -> None:
+    """Keeps verbs verbs, however few there are."""
+
+
+@app.command()
+def doctor(
+    out: Annotated[Path, typer.Option(help="folder that runs would be written to")] = Path("runs"),
+    json_only: JsonOnly = False,
+) -> None:
+    """Check what the other verbs need on this machine, and say how to mend what is wrong."""
+    from bench.doctor import examine
+
+    with progress_console.status("checking"):
+        checks = list(examine(out))
+    broken = [check for check in checks if check.needed and not check.ok]
+    if not json_only:
+        table = Table("", "check", "found", "what to do")
+        for check in checks:
+            mark = "ok" if check.ok else "BROKEN" if check.needed else "advice"
+            table.add_row(mark, check.name, check.found, check.fix)
+        show(table)
+    finish({"ok": not broken, "checks": [check.to_json() for check in checks]})
+    if broken:
+        raise typer.Exit(1)
+
+
+@app.command()
+def predict(
+    model: Model,
+    network: Networks = None,
+    scheme: SchemeName = "crypten",
+    functions: Functions = "documented",
+    parties: Parties = 2,
+    dealer: Dealer = "tfp",
+    transport: Transport = "gloo",
+    weights: Weights = "private",
+    precision_bits: PrecisionBits = 16,
+    batch: Batch = 1,
+    input_owner: InputOwner = 0,
+    model_owner: ModelOwner = 1,
+    reveal_to: RevealTo = 0,
+    depth: Annotated[int, typer.Option(min=1, help="dotted parts of a module's name that make a row")] = 3,
+    json_only: JsonOnly = False,
+) -> None:
+    """Count traffic and predict seconds of one secure forward pass, without starting a party.
+
+    Without --network, seconds are given for every profile.
+    """
+    from models.names import build, input_shape
+    from mpc.network import PROFILES
+    from mpc.network import network as profile
+    from mpc.reading import shape_reading
+    from mpc.scheme import Roles, Scheme
+
+    profiles = [profile(name) for name in network] if network else list(PROFILES.values())
+    chosen = Scheme(scheme, parties, functions, dealer, transport, weights, precision_bits)  # type: ignore[arg-type]
+    roles = Roles(input_owner, model_owner, reveal_to)
+    roles.check(parties)
+    with progress_console.status(f"reading {model}"):
+        module = build(model).eval()
+        trace = shape_reading(module, (batch, *input_shape(model)), chosen.weights)
+        seconds = _seconds(trace, chosen, profiles)
+    traffic, by_op, by_module = trace.traffic(chosen), trace.by_op(chosen), trace.by_module(chosen)
+    if not json_only:
+        typer.echo(f"{model}, batch {batch}: {chosen.label}; online phase; predicted")
+        show(_traffic_table("op", by_op, traffic))
+        show(_traffic_table("module", _rolled_up(by_module, depth), traffic))
+        if seconds is not None:
+            show(_seconds_table(seconds))
+    finish(
+        {
+            "model": model,
+            "params": sum(parameter.numel() for parameter in module.parameters()),
+            "macs": trace.macs,
+            **chosen.to_json(),
+            "scheme": chosen.name,
+            "roles": roles.to_json(),
+            "batch": batch,
+            "mode": "predicted",
+            **traffic.to_json(),
+            "hops": max(traffic.online.hops),
+            "seconds": seconds,
+            "by_module": {name: _row(part) for name, part in by_module.items()},
+            "by_op": {name: _row(part) for name, part in by_op.items()},
+        }
+    )
+
+
+def _seconds(trace: Trace, scheme: Scheme, profiles: list[Any]) -> dict[str, dict[str, float]] | None:
+    """Predicted seconds on each network, or None with advice where this machine is not calibrated."""
+    from cost_models.calibration import load_default
+
+    cost_model = load_default()
+    if cost_model is None:
+        typer.echo("no seconds: this machine is not calibrated; run: mpc-pareto calibrate", err=True)
+        return None
+    estimates = {profile.name: cost_model.seconds(trace, scheme, profile) for profile in profiles}
+    return {name: {"p50": e.p50_s, "p05": e.p05_s, "p95": e.p95_s} for name, e in estimates.items()}
+
+
+def _row(traffic: Traffic) -> dict[str, int]:
+    """The largest values over parties, online, and what the dealer sends."""
+    online = traffic.online.to_json()
+    return {**{key: online[key] for key in ("rounds", "bytes", "hops")}, "offline_bytes": sum(traffic.offline.bytes)}
+
+
+def _rolled_up(by_module: Mapping[str, Traffic], depth: int) -> dict[str, Traffic]:
+    """Traffic of modules joined by the first `depth` parts of their dotted names."""
+    rolled: dict[str, Traffic] = {}
+    for site, traffic in by_module.items():
+        name = ".".join(site.split(".")[:depth]) or "(model)"
+        rolled[name] = rolled[name] + traffic if name in rolled else traffic
+    return rolled
+
+
+def _traffic_table(what: str, parts: Mapping[str, Traffic], whole: Traffic) -> Table:
+    table = Table(what)
+    for heading in ("rounds", "hops", "bytes sent per party", "share of bytes", "offline bytes"):
+        table.add_column(heading, justify="right")
+    rows = {name: _row(traffic) for name, traffic in parts.items()}
+    total = _row(whole)
+    for name, row in [*rows.items(), ("total", total)]:
+        share = row["bytes"] / total["bytes"] if total["bytes"] else 0.0
+        numbers = (row["rounds"], row["hops"], row["bytes"])
+        table.add_row(name, *(f"{n:,}" for n in numbers), f"{share:.1%}", f"{row['offline_bytes']:,}")
+    return table
+
+
+def _seconds_table(seconds: Mapping[str, Mapping[str, float]]) -> Table:
+    table = Table("network")
+    for heading in ("seconds", "5 % to 95 %", "relative"):
+        table.add_column(heading, justify="right")
+    least = min(row["p50"] for row in seconds.values())
+    for name, row in seconds.items():
+        interval = f"{row['p05']:.3g} to {row['p95']:.3g}"
+        table.add_row(name, f"{row['p50']:.3g}", interval, f"{row['p50'] / least:.2f}x")
+    return table
+
+
+def show(table: Table) -> None:
+    """Prints a table for people; wide enough for its columns where stdout is no terminal."""
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(table)
+
+
+def finish(payload: Mapping[str, Any]) -> None:
+    """Prints the verb's last line: one compact JSON object. NaN and infinity are refused."""
+    from bench.records import plain
+
+    typer.echo(json.dumps(plain(payload, "result"), separators=(",", ":"), allow_nan=False))
+
+
+def _is_known(error: Exception) -> bool:
+    """Whether the message of `error` says what is wrong and what to do, so that a traceback would add nothing."""
+    known: tuple[type[Exception], ...] = (ValueError, OSError, ImportError)
+    if "mpc.parties" in sys.modules:  # where it was never imported, no party can have failed
+        known += (sys.modules["mpc.parties"].PartyError,)
+    return isinstance(error, known)
+
+
+def main() -> NoReturn:
+    """Runs the command line and exits: 0 done, 1 a known error, 2 wrong usage, 130 interrupted.
+
+    MPC_PARETO_DEBUG=1 shows the traceback of a known error.
+    """
+    try:
+        app()
+    except Exception as error:
+        if os.environ.get("MPC_PARETO_DEBUG") or not _is_known(error):
+            raise
+        line = " ".join(str(error).splitlines()[:1]) or type(error).__name__
+        print(f"mpc-pareto: {line}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
