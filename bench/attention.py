@@ -1,0 +1,120 @@
+"""The attention workload: one attention layer, projections included, on unit-variance inputs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.machine import this_machine
+from bench.secure_run import SecureRun, run_module
+from models.attention import Attention
+from models.kinds import KINDS
+from mpc.parties import Parties
+from mpc.scheme import Roles, Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """Tokens, model width, heads and images of one attention layer."""
+
+    tokens: int = 65
+    dim: int = 256
+    heads: int = 4
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.dim % self.heads:
+            near = [h for h in range(1, self.dim + 1) if self.dim % h == 0]
+            raise ValueError(f"{self.heads} heads do not divide width {self.dim}; numbers that do: {near}")
+
+
+def attention_layer(kinds: Sequence[str] | str, shape: AttentionShape, linformer_k: int | None = None, seed: int = 0) -> nn.Module:
+    """An attention layer whose scores have about unit variance: projections are normal with variance 1 / width.
+
+    `kinds` is one kind for all heads, or one for each.
+    """
+    names = (kinds,) * shape.heads if isinstance(kinds, str) else tuple(kinds)
+    layer = Attention(shape.dim, names, shape.dim // shape.heads, shape.tokens, linformer_k=linformer_k)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for linear in (layer.qkv, layer.proj):
+            linear.weight.copy_(torch.randn(linear.weight.shape, generator=generator) / shape.dim**0.5)
+    return layer.eval()
+
+
+def unit_input(shape: AttentionShape, seed: int = 0) -> Tensor:
+    """A unit-variance input of the layer."""
+    return torch.randn(shape.batch, shape.tokens, shape.dim, generator=torch.Generator().manual_seed(seed + 1))
+
+
+def measure_attention(
+    parties: Parties,
+    shape: AttentionShape,
+    kinds: Sequence[str] = tuple(KINDS),
+    schemes: Sequence[Scheme] = (),
+    repeats: int = 5,
+    linformer_k: int | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[tuple[SecureRun, dict[str, Any]]]:
+    """Measure every kind under every scheme, schemes interleaved kind by kind; a run and its record for each."""
+    measured = []
+    x = unit_input(shape, seed)
+    for kind in kinds:
+        layer = attention_layer(kind, shape, linformer_k, seed)
+        for scheme in schemes or (parties.scheme,):
+            progress(f"{kind}, {scheme.functions} functions")
+            run = run_module(parties, layer, x, scheme, Roles(), repeats, warm_up=1)
+            with torch.no_grad():
+                error = float((run.output - layer(x)).abs().max())
+            measured.append((run, attention_record(run, kind, shape, error)))
+    return measured
+
+
+def attention_record(run: SecureRun, kind: str, shape: AttentionShape, max_abs_error: float) -> dict[str, Any]:
+    """The record of one measured attention layer, raw samples included."""
+    seconds = {"online": spread(run.online_s), "dealer": spread(run.dealer_s), "total": spread(run.total_s)}
+    return {
+        "record": "attention",
+        "workload": "attention",
+        "kind": kind,
+        "shape": asdict(shape),
+        "scheme": run.scheme.to_json(),
+        "transport": run.scheme.transport,
+        "dealer": run.scheme.dealer,
+        "parties": run.scheme.parties,
+        "roles": run.roles.to_json(),
+        "network": "loopback",
+        "mode": "measured",
+        **traffic_json(run),
+        "seconds": seconds,
+        "seconds_per_image": seconds["online"]["median"] / shape.batch,
+        "peak_bytes": run.peak_bytes,
+        "max_abs_error": max_abs_error,
+        "machine": this_machine(),
+    }
+
+
+def traffic_json(run: SecureRun) -> dict[str, Any]:
+    """Traffic by phase, hops of the online phase on top, and the reveal as a row of its own."""
+    phases = run.traffic.to_json()
+    reveal = run.reveal_log.traffic.online.to_json()
+    derived = run.scheme.dealer == "tfp"
+    phases["offline"]["derived"] = derived  # what a third party would have sent; under TFP nobody sends it
+    return {**phases, "hops": phases["online"]["hops"], "reveal": reveal}
+
+
+def spread(samples_s: Sequence[float]) -> dict[str, Any]:
+    """Median, interquartile range, count and the raw samples."""
+    quartiles = statistics.quantiles(samples_s, n=4, method="inclusive") if len(samples_s) > 1 else [samples_s[0]] * 3
+    return {"median": statistics.median(samples_s), "iqr": quartiles[2] - quartiles[0], "n": len(samples_s), "samples": list(samples_s)}
+
+
