@@ -97,19 +97,21 @@ def predict(
 
     Without --network, seconds are given for every profile.
     """
-    from models.names import build, input_shape
     from mpc.network import PROFILES
     from mpc.network import network as profile
-    from mpc.reading import shape_reading
     from mpc.scheme import Roles, Scheme
 
     profiles = [profile(name) for name in network] if network else list(PROFILES.values())
     chosen = Scheme(scheme, parties, functions, dealer, transport, weights, precision_bits)  # type: ignore[arg-type]
     roles = Roles(input_owner, model_owner, reveal_to)
     roles.check(parties)
+
+    from models.names import build, input_shape
+    from mpc.reading import shape_reading
+
     with progress_console.status(f"reading {model}"):
-        module = build(model).eval()
-        trace = shape_reading(module, (batch, *input_shape(model)), chosen.weights)
+        module = build(model)
+        trace = shape_reading(module, (batch, *input_shape(module)[1:]), chosen.weights)
         seconds = _seconds(trace, chosen, profiles)
     traffic, by_op, by_module = trace.traffic(chosen), trace.by_op(chosen), trace.by_module(chosen)
     if not json_only:
@@ -209,6 +211,13 @@ def _is_known(error: Exception) -> bool:
     return isinstance(error, known)
 
 
+def _one_line(error: Exception) -> str:
+    """The first line of the message; of a party's own traceback, its number and what was raised there."""
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    start, is_traceback, _ = first.partition("Traceback (most recent call last):")
+    return start + rest[-1] if is_traceback and rest else first
+
+
 def main() -> NoReturn:
     """Runs the command line and exits: 0 done, 1 a known error, 2 wrong usage, 130 interrupted.
 
@@ -219,8 +228,7 @@ def main() -> NoReturn:
     except Exception as error:
         if os.environ.get("MPC_PARETO_DEBUG") or not _is_known(error):
             raise
-        line = " ".join(str(error).splitlines()[:1]) or type(error).__name__
-        print(f"mpc-pareto: {line}", file=sys.stderr)
+        print(f"mpc-pareto: {_one_line(error)}", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
 

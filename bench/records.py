@@ -24,11 +24,13 @@ class TornRecordWarning(UserWarning):
 
 
 def plain(value: Any, where: str = "record") -> Any:
-    """`value` as JSON holds it: numpy and torch values become numbers or lists, tuples become lists, paths become text.
+    """`value` as JSON holds it: tuples, numpy and torch become lists and numbers, a to_json() is called.
 
     Raises ValueError, naming the field, for NaN, infinity, keys that are not text and anything JSON has no form for.
     """
-    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays alike
+    if hasattr(value, "to_json"):
+        value = value.to_json()
+    elif hasattr(value, "tolist"):  # numpy and torch, scalars and arrays alike
         value = value.tolist()
     if value is None or isinstance(value, str | bool | int):
         return value
@@ -45,7 +47,7 @@ def plain(value: Any, where: str = "record") -> Any:
         return {key: plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    raise ValueError(f"{where} is a {type(value).__name__}, which a record cannot hold; give its to_json()")
+    raise ValueError(f"{where} is a {type(value).__name__}, which a record cannot hold")
 
 
 def append(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:

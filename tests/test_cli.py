@@ -47,8 +47,11 @@ def test_a_failed_party_is_a_known_error(monkeypatch: pytest.MonkeyPatch, capsys
         pass
 
     monkeypatch.setitem(sys.modules, "mpc.parties", SimpleNamespace(PartyError=PartyError))
-    assert failing(monkeypatch, PartyError("party 1 failed: out of memory")) == 1
-    assert capsys.readouterr().err == "mpc-pareto: party 1 failed: out of memory\n"
+    reason = "Traceback (most recent call last):\n  File x, line 1, in f\nMemoryError: 3 GiB"
+    assert failing(monkeypatch, PartyError(f"party 1: {reason}\n")) == 1
+    assert capsys.readouterr().err == "mpc-pareto: party 1: MemoryError: 3 GiB\n"
+    assert failing(monkeypatch, PartyError("party 0: its process was ended by SIGKILL")) == 1
+    assert capsys.readouterr().err == "mpc-pareto: party 0: its process was ended by SIGKILL\n"
 
 
 def test_an_unknown_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +108,8 @@ def test_predict_ends_with_the_totals_of_the_trace(
     lines = capsys.readouterr().out.splitlines()
     payload = json.loads(lines[-1])
     assert (len(lines) == 1) == json_only
-    trace = shape_reading(build(name).eval(), (1, *input_shape(name)))
+    network = build(name)
+    trace = shape_reading(network, input_shape(network))
     assert payload["online"] == json.loads(json.dumps(trace.traffic(Scheme(parties=3)).online.to_json()))
     assert sum(row["rounds"] for row in payload["by_op"].values()) == payload["online"]["rounds"]
     assert payload["macs"] == trace.macs

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.machine import this_machine
 from bench.records import TornRecordWarning, append, machines, of_one_machine, plain, read
 
 ROW = {"record": "sample", "seconds": [0.25, 0.5]}
@@ -36,6 +37,12 @@ def test_numpy_and_torch_values_are_stored_as_numbers(store: Path) -> None:
         store, {"record": "r", "a": np.float32(0.5), "b": torch.tensor(3), "c": np.arange(2), "d": (np.bool_(True),)}
     )
     assert read(store) == [{"schema": 1, "record": "r", "a": 0.5, "b": 3, "c": [0, 1], "d": [True]}]
+
+
+def test_a_value_with_to_json_is_stored_as_that(store: Path) -> None:
+    append(store, {"record": "r", "machine": this_machine(), "path": Path("runs") / "x"})
+    assert read(store)[0]["machine"] == this_machine().to_json()
+    assert read(store)[0]["path"] == "runs/x"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, np.float64("nan"), torch.tensor([1.0, -math.inf])])
