@@ -1,0 +1,1 @@
+"""Networks as plain PyTorch: specs, attention kinds, the vision transformer, its searchable form, and model names."""
