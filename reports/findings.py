@@ -1,0 +1,105 @@
+"""At most five lines that say what a run found, each computed from its records."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from reports.accuracy_figures import Panel, panel
+from reports.attention_figures import Comparison, compare
+from reports.candidates import links
+from reports.cost_figures import FOUND, HELD_OUT, errors, pairs
+from reports.records_read import Run
+from reports.search_figures import last_epochs, short_objective
+from reports.style import significant
+
+
+def findings(run: Run) -> tuple[str, ...]:
+    """Attention kinds, front, search, prediction, secure accuracy: a line each, where its records exist."""
+    lines = (_attention(run), _fronts(run), _search(run), _prediction(run), _secure_accuracy(run))
+    return tuple(line for line in lines if line)
+
+
+def _attention(run: Run) -> str | None:
+    comparison = compare(run.attention)
+    if comparison is None or len(comparison.kinds) < 2:
+        return None
+    network = comparison.networks[-1]
+    ratios = {
+        kind: ratio
+        for kind in comparison.kinds
+        if kind != comparison.reference and (ratio := comparison.seconds(kind, network)) is not None
+    }
+    if not ratios:
+        return None
+    fastest = min(ratios, key=lambda kind: ratios[kind])
+    return (
+        f"Fastest attention kind on {network}: {fastest}, {ratios[fastest]:.2g} x the seconds of {comparison.reference}"
+        f"{_traffic(comparison, fastest)}; {comparison.shape}."
+    )
+
+
+def _traffic(comparison: Comparison, kind: str) -> str:
+    own, reference = comparison.record(kind), comparison.record(comparison.reference)
+    if own is None or reference is None:
+        return ""
+    rounds = f"{own['online']['rounds']} rounds instead of {reference['online']['rounds']}"
+    return f" ({rounds}, {own['online']['bytes'] / 1e6:.2f} MB instead of {reference['online']['bytes'] / 1e6:.2f} MB)"
+
+
+def _fronts(run: Run) -> str | None:
+    parts = [_front(link, shown) for link in links(run.candidates) if (shown := panel(run.candidates, link))]
+    return f"Front: {'; '.join(reversed(parts))}." if parts else None
+
+
+def _front(link: str, shown: Panel) -> str:
+    first, last = shown.points[shown.front[0]], shown.points[shown.front[-1]]
+    modes = sorted({shown.readings[index].mode for index in shown.front})
+    span = f"{100 * first.accuracy:.1f} % at {significant(first.cost)} s"
+    if last != first:
+        span += f" to {100 * last.accuracy:.1f} % at {significant(last.cost)} s"
+    corner = f"({shown.reference.cost:g} s, {100 * shown.reference.accuracy:.0f} %)"
+    return (
+        f"on {link} {len(shown.front)} of {len(shown.points)} networks, {span} ({', '.join(modes)}), "
+        f"hypervolume {100 * shown.share:.1f} % of the box from {corner}"
+    )
+
+
+def _search(run: Run) -> str | None:
+    if run.cross_table is not None:
+        return run.cross_table["verdict"].strip().rstrip(".") + "."
+    last = last_epochs(run.search)
+    norms: dict[str, list[float]] = {}
+    for (objective, _), record in last.items():
+        if record["latency_gradient_norm"] is not None:
+            norms.setdefault(objective, []).append(record["latency_gradient_norm"])
+    if not norms:
+        return None
+    parts = [f"{short_objective(objective)} {median(values):.2g}" for objective, values in sorted(norms.items())]
+    return f"Latency gradient of the search after the last epoch, median over seeds: {', '.join(parts)}."
+
+
+def _prediction(run: Run) -> str | None:
+    known = pairs(run.calibration, run.candidates)
+    parts = [
+        f"median error {100 * stats[0]:.1f} %, 90th percentile {100 * stats[1]:.1f} % on {stats[2]} {what}"
+        for group, what in ((HELD_OUT, "held-out workloads"), (FOUND, "runs of the networks shown here"))
+        if (stats := errors(known, group))
+    ]
+    return f"Predicted latency: {'; '.join(parts)}." if parts else None
+
+
+def _secure_accuracy(run: Run) -> str | None:
+    secure = [c for c in run.candidates if c["agreement"] is not None]
+    if not secure:
+        return None
+    images = {c["secure_images"] for c in secure}
+    lowest = min(c["agreement"] for c in secure if c["agreement"] is not None)
+    line = (
+        f"Secure and plain top-1 agree on {100 * lowest:.1f} % of images or more "
+        f"({len(secure)} networks, {' to '.join(map(str, sorted({min(images), max(images)})))} images each)"
+    )
+    differences = [c["max_logit_difference"] for c in secure if c["max_logit_difference"] is not None]
+    margins = [c["min_plain_margin"] for c in secure if c["min_plain_margin"] is not None]
+    if differences and margins:
+        line += f"; largest logit difference {max(differences):.2g}, smallest plain margin {min(margins):.2g}"
+    return line + "."

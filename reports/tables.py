@@ -1,0 +1,178 @@
+"""The tables of the page, as HTML."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from reports.accuracy_figures import panel
+from reports.attention_figures import REFERENCE_KIND, compare, shape_label
+from reports.candidates import links, reading
+from reports.cost_figures import FIT, HELD_OUT, errors, pairs
+from reports.records_read import AttentionRecord, CandidateRecord, Run, SpreadRecord
+from reports.style import significant
+
+_ABSENT = "\N{EN DASH}"
+_STAR = " \N{BLACK STAR}"
+
+
+def attention_table(records: Sequence[AttentionRecord]) -> str:
+    """Every attention record: seconds with spread, traffic by phase, error, beside its ratio to softmax."""
+    comparison = compare(records)
+    if comparison is None:
+        return ""
+    several = len({(str(r["shape"]), str(r["scheme"])) for r in records}) > 1
+    rows = []
+    for r in sorted(
+        records, key=lambda r: (str(r["shape"]), str(r["scheme"]), r["network"], -r["seconds"]["online"]["median"])
+    ):
+        mine = comparison.records.get((r["kind"], r["network"])) is r
+        ratio = comparison.seconds(r["kind"], r["network"]) if mine else None
+        where = f"{shape_label(r['shape'])}; {r['scheme']['name']}, {r['scheme']['functions']}"
+        rows.append(
+            (
+                *((where,) if several else ()),
+                r["network"],
+                r["mode"],
+                r["kind"],
+                _spread(r["seconds"]["online"]),
+                _ratio(ratio),
+                _number(r["seconds_per_image"]),
+                r["online"]["rounds"],
+                _megabytes(r["online"]["bytes"]),
+                _megabytes(r["offline"]["bytes"]),
+                _megabytes(r["setup"]["bytes"]),
+                _megabytes(r["peak_bytes"]),
+                _number(r["max_abs_error"], 2),
+            )
+        )
+    head = ["network", "mode", "kind", "online s, median (iqr, n)", f"/ {REFERENCE_KIND}", "s per image", "rounds"]
+    head += ["online MB", "offline MB", "setup MB", "peak MB", "max error"]
+    return _table([*(["layer and scheme"] if several else []), *head], rows, text_columns=4 if several else 3)
+
+
+def candidate_table(candidates: Sequence[CandidateRecord]) -> str:
+    """Every candidate: accuracy plain and secure, seconds on each link, traffic; the fronts are marked."""
+    shown_links = links(candidates)
+    on_front = {
+        link: {p.candidates[index]["name"] for index in p.front}
+        for link in shown_links
+        if (p := panel(candidates, link))
+    }
+    rows = []
+    for c in sorted(candidates, key=lambda c: (-c["accuracy"], c["name"])):
+        rows.append(
+            (
+                c["name"],
+                c["found_by"],
+                _kinds(c["kinds"]),
+                _percent(c["accuracy"]),
+                *(_on_link(c, link, on_front.get(link, set())) for link in shown_links),
+                _secure(c),
+                _percent(c["agreement"]),
+                _number(c["max_logit_difference"], 2),
+                _number(c["min_plain_margin"], 2),
+                c["online"]["rounds"],
+                _megabytes(c["online"]["bytes"]),
+                f"{c['macs'] / 1e6:.1f}",
+                f"{c['params']:,}",
+                _ABSENT if c["ratio"] is None else f"{c['ratio']:g}",
+                c["seed"],
+            )
+        )
+    head = ["name", "found by", "heads by kind", "accuracy", *(f"s on {link}" for link in shown_links)]
+    head += ["secure accuracy (images)", "agreement", "max logit diff.", "min margin", "rounds", "online MB"]
+    head += ["M MACs", "params", "ratio", "seed"]
+    return _table(head, rows, text_columns=3)
+
+
+def cross_table(run: Run) -> str:
+    """Found for one network, run on each; the verdict below."""
+    if run.cross_table is None:
+        return ""
+    rows = run.cross_table["rows"]
+    networks = tuple(dict.fromkeys(network for row in rows for network in row["seconds"]))
+    body = [
+        (
+            row["found_for"],
+            _ABSENT if row["ratio"] is None else f"{row['ratio']:g}",
+            row["seed"],
+            *(_number(row["seconds"].get(network)) for network in networks),
+            " ".join(map(str, row["relu_softmax_heads"])),
+        )
+        for row in rows
+    ]
+    head = ("found for", "ratio", "seed", *(f"s on {network}" for network in networks), "ReLU-softmax heads by layer")
+    return _table(head, body, text_columns=1) + f"<p>{escape(run.cross_table['verdict'])}</p>"
+
+
+def calibration_table(run: Run) -> str:
+    """Error of the fit and of what was held out, by network, and the coefficients."""
+    if run.calibration is None:
+        return ""
+    known = pairs(run.calibration, ())
+    rows = []
+    for group in (FIT, HELD_OUT):
+        for network in (None, *dict.fromkeys(p.network for p in known if p.group == group)):
+            chosen = [p for p in known if network in (None, p.network)]
+            if stats := errors(chosen, group):
+                rows.append((group, network or "all", stats[2], _percent(stats[0]), _percent(stats[1])))
+    coefficients = [(name, _coefficient(value)) for name, value in run.calibration["coefficients"].items()]
+    fit = _table(("points", "network", "n", "median error", "90th percentile"), rows, text_columns=2)
+    return fit + _table(("coefficient", "value"), coefficients, text_columns=1)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]], *, text_columns: int) -> str:
+    """A table whose first `text_columns` columns hold words and whose others hold numbers."""
+    text = [index < text_columns for index in range(len(head))]
+    cells = "".join(f"<th{' class=t' if t else ''}>{escape(name)}</th>" for name, t in zip(head, text, strict=True))
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{' class=t' if t else ''}>{escape(str(cell))}</td>" for cell, t in zip(row, text, strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    return f"<div class=scroll><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _on_link(candidate: CandidateRecord, link: str, front: set[str]) -> str:
+    value = reading(candidate, link)
+    if value is None:
+        return _ABSENT
+    star = _STAR if candidate["name"] in front else ""
+    return f"{significant(value.cost)} {value.mode}{star}"
+
+
+def _secure(candidate: CandidateRecord) -> str:
+    accuracy = candidate["secure_accuracy"]
+    return _ABSENT if accuracy is None else f"{_percent(accuracy)} ({candidate['secure_images']})"
+
+
+def _kinds(kinds: Sequence[Sequence[str]]) -> str:
+    counts = Counter(kind for layer in kinds for kind in layer)
+    return ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+
+
+def _spread(spread: SpreadRecord) -> str:
+    return f"{significant(spread['median'])} ({significant(spread['iqr'], 2)}, {spread['n']})"
+
+
+def _percent(value: float | None) -> str:
+    return _ABSENT if value is None else f"{100 * value:.1f} %"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return _ABSENT if value is None else significant(value, digits)
+
+
+def _ratio(value: float | None) -> str:
+    return _ABSENT if value is None else f"{value:.2f}"
+
+
+def _megabytes(value: int | None) -> str:
+    return _ABSENT if value is None else f"{value / 1e6:.2f}"
+
+
+def _coefficient(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
