@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cost_models.calibration import (
+    AttentionWorkload,
+    NetworkWorkload,
+    Workload,
+    default_path,
+    load_default,
+    observe,
+    plan,
+    save_default,
+    to_record,
+)
+from cost_models.evaluation import evaluate
+from cost_models.features import features
+from cost_models.linear import CostModel, fit
+from models.kinds import KINDS
+from mpc.reading import shape_reading
+from mpc.scheme import Scheme
+from mpc.trace import Trace
+
+SCHEME = Scheme()
+SECONDS_A_ROUND, SECONDS_A_BYTE = 2.4e-3, 15e-9
+
+
+@pytest.fixture(scope="module")
+def traces() -> dict[Workload, Trace]:
+    workloads = (*plan().fit, *plan().held_out)
+    return {w: shape_reading(w.module, w.input_shape) for w in workloads}
+
+
+def typical_s(trace: Trace) -> float:
+    counted = features(trace, SCHEME)
+    return counted.rounds * SECONDS_A_ROUND + counted.sent_bytes * SECONDS_A_BYTE
+
+
+def test_running_the_plan_takes_about_a_minute(traces: dict[Workload, Trace]) -> None:
+    runs = plan().repeats * plan().passes
+    assert runs >= 3
+    assert 20 < runs * sum(map(typical_s, traces.values())) < 70
+
+
+def test_held_out_workloads_have_shapes_that_the_fit_lacks() -> None:
+    fitted = {(w.kinds, w.tokens, w.dim, w.batch) for w in plan().fit if isinstance(w, AttentionWorkload)}
+    layers = [w for w in plan().held_out if isinstance(w, AttentionWorkload)]
+    assert not fitted & {(w.kinds, w.tokens, w.dim, w.batch) for w in layers}
+    seen_tokens = {w.tokens for w in plan().fit if isinstance(w, AttentionWorkload)}
+    assert len({w.tokens for w in layers} - seen_tokens) >= 3
+    networks = [w for w in plan().held_out if isinstance(w, NetworkWorkload)]
+    assert len(networks) >= 3
+    assert not {w.spec for w in networks} & {w.spec for w in plan().fit if isinstance(w, NetworkWorkload)}
+
+
+def test_every_kind_is_measured_somewhere() -> None:
+    measured = {k for w in (*plan().fit, *plan().held_out) if isinstance(w, AttentionWorkload) for k in w.kinds}
+    assert measured >= set(KINDS)
+
+
+def test_workloads_have_the_same_weights_every_time() -> None:
+    for workload in (plan().fit[0], plan().fit[-1]):
+        again = type(workload)(**{name: getattr(workload, name) for name in workload.__dataclass_fields__})
+        pairs = zip(workload.module.parameters(), again.module.parameters(), strict=True)
+        assert all(bool((a == b).all()) for a, b in pairs)
+
+
+def test_heads_alone_together_pay_more_rounds_than_the_layer() -> None:
+    layer = AttentionWorkload(("relu_softmax",) * 3, 17, 48)
+    heads = layer.head_traces(SCHEME)
+    rounds = features(shape_reading(layer.module, layer.input_shape), SCHEME).rounds
+    assert [features(head, SCHEME).rounds for head in heads] == [rounds] * 3
+
+
+def test_plan_to_record_and_back(
+    traces: dict[Workload, Trace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    fitted, held_out = (
+        [observe(w, traces[w], SCHEME, [typical_s(traces[w])] * 3) for w in part]
+        for part in (plan().fit, plan().held_out)
+    )
+    model = fit(fitted)
+    evaluation = evaluate(model, held_out, fitted)
+    assert evaluation.median_error < 0.01
+    record = to_record(model, evaluate(model, fitted, fitted), evaluation)
+    assert list(record)[:2] == ["schema", "record"]
+    assert (len(record["fit"]), len(record["held_out"])) == (len(plan().fit), len(plan().held_out))
+    assert {"what", "shape", "network", "measured_s", "predicted_s"} <= set(record["held_out"][0])
+    summed = evaluation.baselines["sum over heads"]
+    assert summed is not None and summed.median_error > 1
+
+    assert load_default(SCHEME) is None
+    assert save_default(record, SCHEME) == default_path(SCHEME)
+    assert load_default() == model
+    assert json.loads(default_path(SCHEME).read_text()) == record
+
+
+def test_a_default_of_another_scheme_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    trace = shape_reading(plan().fit[1].module, plan().fit[1].input_shape)
+    two = [observe(plan().fit[1], trace, SCHEME, [0.1]), observe(plan().fit[1], trace, SCHEME, [0.2])]
+    record = fit(two).to_json()
+    other = Scheme(parties=3)
+    assert isinstance(CostModel.from_json(record), CostModel)
+    with pytest.raises(ValueError, match="cannot be the default"):
+        save_default(record, other)
+    assert default_path(other) != default_path(SCHEME)
+    assert load_default(other) is None
