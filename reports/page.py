@@ -154,7 +154,7 @@ def _tables(run: Run) -> str:
         (
             "Attention kinds",
             attention_table(run.attention),
-            "One attention layer; MB are 10^6 bytes of the busiest party.",
+            "One attention layer; 1 MB is a million bytes; traffic is that of the busiest party.",
         ),
         (
             "Networks",

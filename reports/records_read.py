@@ -237,7 +237,7 @@ def read_run(run_dir: Path) -> Run:
     found = {
         "attention.jsonl: attention kinds": attention,
         "networks.jsonl: candidates, fronts and breakdown by op": candidates,
-        "calibration.json: predicted against measured": calibration,
+        "calibration.json: error of the cost model, fitted and held out": calibration,
         "search.jsonl: course of the search": search,
         "cross_table.json: found for one network, run on another": cross_table,
         "manifest.json: versions, machine, commit": manifest,
