@@ -125,8 +125,7 @@ def predict(
             "model": model,
             "params": sum(parameter.numel() for parameter in module.parameters()),
             "macs": trace.macs,
-            **chosen.to_json(),
-            "scheme": chosen.name,
+            **{"scheme" if key == "name" else key: value for key, value in chosen.to_json().items()},
             "roles": roles.to_json(),
             "batch": batch,
             "mode": "predicted",
@@ -143,7 +142,7 @@ def _seconds(trace: Trace, scheme: Scheme, profiles: list[Any]) -> dict[str, dic
     """Predicted seconds on each network, or None with advice where this machine is not calibrated."""
     from cost_models.calibration import load_default
 
-    cost_model = load_default()
+    cost_model = load_default(scheme)
     if cost_model is None:
         typer.echo("no seconds: this machine is not calibrated; run: mpc-pareto calibrate", err=True)
         return None

@@ -115,6 +115,19 @@ def test_predict_ends_with_the_totals_of_the_trace(
     assert payload["macs"] == trace.macs
 
 
+def test_predict_gives_seconds_of_the_calibrated_machine(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from cost_models import calibration
+
+    def seconds(_: Any, scheme: Any, network: Any) -> SimpleNamespace:
+        assert scheme.parties == 2
+        return SimpleNamespace(p50_s=2.0, p05_s=1.0, p95_s=network.one_way_delay_s)
+
+    monkeypatch.setattr(calibration, "load_default", lambda _: SimpleNamespace(seconds=seconds))
+    assert run(monkeypatch, "predict", "mpcvit:vit_2_4_32", "--network", "400mbit/40ms") == 0
+    payload = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert payload["seconds"] == {"400mbit/40ms": {"p50": 2.0, "p05": 1.0, "p95": 0.02}}
+
+
 @pytest.mark.parties
 def test_doctor_finds_this_machine_fit(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     assert run(monkeypatch, "doctor", "--json") == 0
