@@ -94,10 +94,9 @@ def _secure_accuracy(run: Run) -> str | None:
         return None
     images = {c["secure_images"] for c in secure}
     lowest = min(c["agreement"] for c in secure if c["agreement"] is not None)
-    line = (
-        f"Secure and plain top-1 agree on {100 * lowest:.1f} % of images or more "
-        f"({len(secure)} network{'s' if len(secure) > 1 else ''}, {' to '.join(map(str, sorted({min(images), max(images)})))} images each)"
-    )
+    networks = f"{len(secure)} network{'s' if len(secure) > 1 else ''}"
+    line = f"Secure and plain top-1 agree on {100 * lowest:.1f} % of images or more ({networks}, "
+    line += f"{' to '.join(map(str, sorted({min(images), max(images)})))} images each)"
     differences = [c["max_logit_difference"] for c in secure if c["max_logit_difference"] is not None]
     margins = [c["min_plain_margin"] for c in secure if c["min_plain_margin"] is not None]
     if differences and margins:
