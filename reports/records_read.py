@@ -168,7 +168,10 @@ class CalibrationRecord(TypedDict):
 
 
 class SearchEpochRecord(TypedDict):
-    """One epoch of a search: `"record": "search_epoch"`; `p_relu_softmax[layer][head]` after the epoch."""
+    """One epoch of a search: `"record": "search_epoch"`; `p_relu_softmax[layer][head]` after the epoch.
+
+    `accuracy` (validation) and the latency values are None where they were not computed.
+    """
 
     schema: int
     record: str
@@ -179,7 +182,7 @@ class SearchEpochRecord(TypedDict):
     cross_entropy: float
     latency_s: float | None
     latency_gradient_norm: float | None
-    accuracy: float
+    accuracy: float | None
     p_relu_softmax: list[list[float]]
 
 
