@@ -36,7 +36,9 @@ class AttentionShape:
             raise ValueError(f"{self.heads} heads do not divide width {self.dim}; numbers that do: {near}")
 
 
-def attention_layer(kinds: Sequence[str] | str, shape: AttentionShape, linformer_k: int | None = None, seed: int = 0) -> nn.Module:
+def attention_layer(
+    kinds: Sequence[str] | str, shape: AttentionShape, linformer_k: int | None = None, seed: int = 0
+) -> nn.Module:
     """An attention layer whose scores have about unit variance: projections are normal with variance 1 / width.
 
     `kinds` is one kind for all heads, or one for each.
@@ -115,6 +117,9 @@ def traffic_json(run: SecureRun) -> dict[str, Any]:
 def spread(samples_s: Sequence[float]) -> dict[str, Any]:
     """Median, interquartile range, count and the raw samples."""
     quartiles = statistics.quantiles(samples_s, n=4, method="inclusive") if len(samples_s) > 1 else [samples_s[0]] * 3
-    return {"median": statistics.median(samples_s), "iqr": quartiles[2] - quartiles[0], "n": len(samples_s), "samples": list(samples_s)}
-
-
+    return {
+        "median": statistics.median(samples_s),
+        "iqr": quartiles[2] - quartiles[0],
+        "n": len(samples_s),
+        "samples": list(samples_s),
+    }

@@ -83,7 +83,7 @@ def run_module(
     return _merge(results, expected, scheme, roles, warm_up)
 
 
-def _forward(party: Party, *arguments: Any) -> ForwardResult:  # noqa: ANN401
+def _forward(party: Party, *arguments: Any) -> ForwardResult:
     module, inputs, shape, scheme, roles, repeats = arguments
     return secure_forward(module, inputs, shape, scheme, roles, party.ledger, repeats)
 
@@ -134,4 +134,6 @@ def _demand_equal(log: MessageLog, expected: Trace, scheme: Scheme) -> None:
                 f"where the table promises {event} in {operation.op} of {operation.site or '(top)'}"
             )
     if len(measured) != len(promised):
-        raise RuntimeError(f"party {log.party} recorded {len(measured)} events where the table promises {len(promised)}")
+        raise RuntimeError(
+            f"party {log.party} recorded {len(measured)} events where the table promises {len(promised)}"
+        )

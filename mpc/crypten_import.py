@@ -12,7 +12,7 @@ _ONNX_CONVERTER = "crypten.nn.onnx_converter"
 
 
 @cache
-def import_crypten() -> Any:  # noqa: ANN401 - an untyped package
+def import_crypten() -> Any:
     """The crypten package, mended for torch >= 2.9; raises ImportError with advice where it is not installed.
 
     CrypTen's ONNX converter imports a torch module that no longer exists. Nothing here converts from ONNX, so the
@@ -30,7 +30,9 @@ def import_crypten() -> Any:  # noqa: ANN401 - an untyped package
             import crypten
             from crypten.mpc.primitives import converters
     except ImportError as error:
-        raise ImportError(f"CrypTen cannot be imported ({error}); install it with: pip install crypten==0.4.1 sklearn==0.0") from error
+        raise ImportError(
+            f"CrypTen cannot be imported ({error}); install it with: pip install crypten==0.4.1 sklearn==0.0"
+        ) from error
     converters._A2B = _arithmetic_to_binary
     return crypten
 
@@ -39,7 +41,7 @@ def _no_converter(*_: object, **__: object) -> NoReturn:
     raise NotImplementedError("CrypTen's ONNX converter does not work on this torch; run the module itself instead")
 
 
-def _arithmetic_to_binary(tensor: Any) -> Any:  # noqa: ANN401
+def _arithmetic_to_binary(tensor: Any) -> Any:
     """Binary shares of an arithmetic sharing.
 
     Unlike CrypTen's own, which takes any RuntimeError (a lost connection, too) for lack of memory and then falls out of

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpc import functions as f
 from mpc.scheme import Scheme
+from mpc.tensor import module_sites
 
 aten = torch.ops.aten
 Span = tuple[float, float]
@@ -56,7 +57,7 @@ class _Observer(TorchDispatchMode):
         self.site = ""
         self.spans: dict[tuple[str, Any], Span] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _DOMAINS:
             argument = _DOMAINS[func][1](*args, **(kwargs or {}))
             low, high = float(argument.min()), float(argument.max())
@@ -80,31 +81,12 @@ def observe_domains(module: nn.Module, inputs: Tensor, scheme: Scheme) -> list[d
     from mpc import operators  # noqa: F401 - importing registers the operator
 
     observer = _Observer()
-    handles = []
-    stack: list[str] = []
-
-    def enter(name: str) -> Callable[..., None]:
-        def hook(*_: object) -> None:
-            stack.append(observer.site)
-            observer.site = name
-
-        return hook
-
-    def leave(*_: object) -> None:
-        observer.site = stack.pop()
-
-    for name, child in module.named_modules():
-        handles += [child.register_forward_pre_hook(enter(name)), child.register_forward_hook(leave)]
-    try:
-        with torch.inference_mode(), observer:
-            module(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with module_sites(module, observer), observer:
+        module(inputs)
     return [_row(site, func, span, scheme) for (site, func), span in observer.spans.items()]
 
 
-def _row(site: str, func: Any, span: Span, scheme: Scheme) -> dict[str, Any]:  # noqa: ANN401
+def _row(site: str, func: Any, span: Span, scheme: Scheme) -> dict[str, Any]:
     released = scheme.functions == "released"
     if func in _DOMAINS:
         name, _, documented_domain, released_domain = _DOMAINS[func]

@@ -21,7 +21,10 @@ Shares = Any  # crypten.mpc.MPCTensor; untyped upstream
 Events = p.Events
 
 EXP_SQUARINGS = 6
-EXP_DOMAIN = (-117.0, 10.0)  # below, 1 + u + u^2 / 2 at u = x / 64 leaves (-0.85, 0.85) and its 64th power is not near 0
+EXP_DOMAIN = (
+    -117.0,
+    10.0,
+)  # below, 1 + u + u^2 / 2 at u = x / 64 leaves (-0.85, 0.85) and its 64th power is not near 0
 
 # Positive arguments are brought into [1, 4) by comparing with powers of 4 from 4^-6 to 4^7.
 _EXPONENTS = range(-6, 8)

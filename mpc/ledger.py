@@ -18,7 +18,18 @@ import torch
 
 from mpc.traffic import WORD_BYTES, Correlation, Event, Message, Traffic, tally
 
-_COLLECTIVES = ("all_reduce", "all_gather", "broadcast", "gather", "reduce", "scatter", "isend", "irecv", "send", "recv")
+_COLLECTIVES = (
+    "all_reduce",
+    "all_gather",
+    "broadcast",
+    "gather",
+    "reduce",
+    "scatter",
+    "isend",
+    "irecv",
+    "send",
+    "recv",
+)
 _CORRELATIONS = {
     "generate_additive_triple": "product",
     "square": "square",
@@ -170,13 +181,13 @@ class _RecordingDistributed(ModuleType):
         super().__init__("torch.distributed")
         self._ledger = ledger
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - forwards whatever torch.distributed has
+    def __getattr__(self, name: str) -> Any:
         target = getattr(torch.distributed, name)
         if name not in _COLLECTIVES:
             return target
 
         @wraps(target)
-        def recorded(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        def recorded(*args: Any, **kwargs: Any) -> Any:
             tensor = next(a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor))
             self._ledger.payload(tensor.nbytes)
             return target(*args, **kwargs)
@@ -200,7 +211,7 @@ def attach(ledger: Ledger) -> None:
 
 def _recorded_call(ledger: Ledger, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(call)
-    def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:
         root = args[1] if name in ("gather", "scatter") and len(args) > 1 else kwargs.get("dst", kwargs.get("src", 0))
         with ledger.message(name, root if isinstance(root, int) else 0):
             return call(self, *args, **kwargs)
@@ -210,7 +221,7 @@ def _recorded_call(ledger: Ledger, name: str, call: Callable[..., Any]) -> Calla
 
 def _recorded_dealing(ledger: Ledger, kind: str, deal: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(deal)
-    def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:
         with ledger.dealing():
             shares = deal(self, *args, **kwargs)
         # The correction is the last tensor of each correlation; for a random bit it is the arithmetic half.

@@ -80,15 +80,22 @@ class Parties:
         self.close()
 
     @property
+    def running(self) -> bool:
+        """Whether the parties can take a task; after a failure they cannot."""
+        return bool(self._processes)
+
+    @property
     def process_ids(self) -> tuple[int, ...]:
         """Operating system process numbers, by party (a third-party dealer last)."""
         return tuple(process.pid for process in self._processes)
 
-    def run(self, task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], deadline_s: float | None = None) -> list[Any]:
+    def run(
+        self, task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], deadline_s: float | None = None
+    ) -> list[Any]:
         """Call `task(party, *arguments[i])` at every party i and return what each gave, in order."""
         if len(arguments) != self.scheme.parties:
             raise ValueError(f"{len(arguments)} sets of arguments for {self.scheme.parties} parties")
-        if not self._processes:
+        if not self.running:
             raise ValueError("the parties are not running; use `with Parties(scheme) as parties:`")
         payloads = [pickle.dumps((task, given)) for given in arguments]
         for pipe, payload in zip(self._pipes, payloads, strict=False):

@@ -171,5 +171,3 @@ def maximum(length: int, rows: int, parties: int, with_argmax: bool) -> Events:
 def normalised_exponent(n: int, parties: int, thresholds: int) -> Events:
     """Ours: one batched comparison against public powers of 4, and one product that brings x into [1, 4)."""
     return less_than_zero(thresholds * n, parties) + product(n, n, n, parties)
-
-

@@ -18,10 +18,10 @@ from mpc.trace import Operation, Trace
 class ShapeReading(Reading):
     """Follows shapes; nothing is computed."""
 
-    def run_row(self, entry: Row, operation: Operation, args: Any, kwargs: Any) -> None:  # noqa: ANN401
+    def run_row(self, entry: Row, operation: Operation, args: Any, kwargs: Any) -> None:
         """Nothing to compute."""
 
-    def run_structural(self, func: Any, args: Any, kwargs: Any, outputs: Any) -> list[None]:  # noqa: ANN401
+    def run_structural(self, func: Any, args: Any, kwargs: Any, outputs: Any) -> list[None]:
         """Nothing to move."""
         return [None] * len(tree_leaves(outputs))
 

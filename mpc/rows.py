@@ -67,12 +67,12 @@ def _negate(scheme: Scheme, x: Shares) -> Shares:
     return -x
 
 
-def _sum_dims(shape: tuple[int, ...], dim: Any) -> list[int]:  # noqa: ANN401 - None, int or a list of ints
+def _sum_dims(shape: tuple[int, ...], dim: Any) -> list[int]:
     dims = list(range(len(shape))) if dim is None or dim == [] else [dim] if isinstance(dim, int) else list(dim)
     return [d % len(shape) for d in dims]
 
 
-def _sum(x: Shares, dim: Any, keepdim: bool) -> Shares:  # noqa: ANN401
+def _sum(x: Shares, dim: Any, keepdim: bool) -> Shares:
     result = x.shallow_copy()
     result._tensor = x._tensor.shallow_copy()
     result.share = x.share.sum(_sum_dims(tuple(x.share.shape), dim), keepdim=keepdim)
@@ -80,12 +80,12 @@ def _sum(x: Shares, dim: Any, keepdim: bool) -> Shares:  # noqa: ANN401
 
 
 @row("sum", aten.sum.default, aten.sum.dim_IntList, sends=_free)
-def _sum_row(scheme: Scheme, x: Shares, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Shares:  # noqa: ANN401
+def _sum_row(scheme: Scheme, x: Shares, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Shares:
     return _sum(x, dim, keepdim)
 
 
 @row("mean", aten.mean.default, aten.mean.dim, sends=_truncates_output)
-def _mean(scheme: Scheme, x: Shares, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Shares:  # noqa: ANN401
+def _mean(scheme: Scheme, x: Shares, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Shares:
     shape = tuple(x.share.shape)
     return _sum(x, dim, keepdim).div(prod(shape[d] for d in _sum_dims(shape, dim)))
 
@@ -154,7 +154,15 @@ def _product_of_matrices(x: Shares, y: Shares) -> Shares:
     return result.div(y.encoder.scale)
 
 
-@row("matmul", aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, sends=_matmul_sends, describe=_describe_matmul)
+@row(
+    "matmul",
+    aten.matmul.default,
+    aten.mm.default,
+    aten.bmm.default,
+    aten.mv.default,
+    sends=_matmul_sends,
+    describe=_describe_matmul,
+)
 def _matmul(scheme: Scheme, x: Shares, y: Shares) -> Shares:
     return _product_of_matrices(x, y)
 
@@ -176,9 +184,9 @@ def _convolution(
     x: Shares,
     weight: Shares,
     bias: Shares = None,
-    stride: Any = 1,  # noqa: ANN401
-    padding: Any = 0,  # noqa: ANN401
-    dilation: Any = 1,  # noqa: ANN401
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
     groups: int = 1,
 ) -> Shares:
     """Opens image and kernel: 1 round, 8 (x + W) bytes for private weights."""
@@ -189,12 +197,14 @@ def _convolution(
     return result if bias is None else result + bias.view(1, -1, 1, 1)
 
 
-def _describe_pool(output: tuple[int, ...], x: Tensor, kernel_size: Any, *args: Any, **kwargs: Any) -> Mapping[str, Any]:  # noqa: ANN401
+def _describe_pool(
+    output: tuple[int, ...], x: Tensor, kernel_size: Any, *args: Any, **kwargs: Any
+) -> Mapping[str, Any]:
     return {}
 
 
 @row("average_pool", aten.avg_pool2d.default, sends=_truncates_output, describe=_describe_pool)
-def _average_pool(scheme: Scheme, x: Shares, kernel_size: Any, stride: Any = None, padding: Any = 0) -> Shares:  # noqa: ANN401
+def _average_pool(scheme: Scheme, x: Shares, kernel_size: Any, stride: Any = None, padding: Any = 0) -> Shares:
     return x.avg_pool2d(list(kernel_size), stride=list(stride) if stride else None, padding=padding)
 
 
@@ -217,7 +227,7 @@ def _abs(scheme: Scheme, x: Shares) -> Shares:
     return x.abs()
 
 
-def _describe_maximum(output: tuple[int, ...], x: Tensor, dim: Any = (), keepdim: bool = False) -> Mapping[str, Any]:  # noqa: ANN401
+def _describe_maximum(output: tuple[int, ...], x: Tensor, dim: Any = (), keepdim: bool = False) -> Mapping[str, Any]:
     dims = _sum_dims(tuple(x.shape), list(dim))
     if len(dims) != 1:
         raise ValueError(f"a secure maximum runs over one dimension, got {dims}")
@@ -231,7 +241,7 @@ def _maximum_sends(scheme: Scheme, operation: Operation) -> Events:
 
 
 @row("maximum", aten.amax.default, sends=_maximum_sends, describe=_describe_maximum)
-def _maximum(scheme: Scheme, x: Shares, dim: Any = (), keepdim: bool = False) -> Shares:  # noqa: ANN401
+def _maximum(scheme: Scheme, x: Shares, dim: Any = (), keepdim: bool = False) -> Shares:
     """CrypTen's tree of comparisons, with the argmax that it always computes."""
     axis = _sum_dims(tuple(x.share.shape), list(dim))[0]
     if x.size(axis) == 1:
@@ -242,7 +252,7 @@ def _maximum(scheme: Scheme, x: Shares, dim: Any = (), keepdim: bool = False) ->
 # --- functions
 
 
-def _both(name: str, *overloads: Any, secure: Any, released: Any, sends: Any, released_sends: Any) -> None:  # noqa: ANN401
+def _both(name: str, *overloads: Any, secure: Any, released: Any, sends: Any, released_sends: Any) -> None:
     """A function of one tensor, element by element, in the documented and the released form."""
 
     def run(scheme: Scheme, x: Shares, *_: object, **__: object) -> Shares:
@@ -256,7 +266,9 @@ def _both(name: str, *overloads: Any, secure: Any, released: Any, sends: Any, re
     row(name, *overloads, sends=cost)(run)
 
 
-_both("exp", aten.exp.default, secure=f.exp, released=lambda x: x.exp(), sends=f.exp_events, released_sends=p.exponential)
+_both(
+    "exp", aten.exp.default, secure=f.exp, released=lambda x: x.exp(), sends=f.exp_events, released_sends=p.exponential
+)
 _both(
     "reciprocal",
     aten.reciprocal.default,
@@ -330,13 +342,21 @@ def _layer_norm_sends(scheme: Scheme, operation: Operation) -> Events:
     events = closed_form(n // length, length, scheme.parties)
     if len(operation.operands) > 1:
         weight = operation.operands[1]
-        events += p.product(n, weight.elements, n, scheme.parties) if _secret(weight) else p.truncation(n, scheme.parties)
+        events += (
+            p.product(n, weight.elements, n, scheme.parties) if _secret(weight) else p.truncation(n, scheme.parties)
+        )
     return events
 
 
 @row("layer_norm", aten.layer_norm.default, sends=_layer_norm_sends, describe=_describe_layer_norm)
 def _layer_norm(
-    scheme: Scheme, x: Shares, shape: list[int], weight: Shares = None, bias: Shares = None, eps: float = 1e-5, *_: object
+    scheme: Scheme,
+    x: Shares,
+    shape: list[int],
+    weight: Shares = None,
+    bias: Shares = None,
+    eps: float = 1e-5,
+    *_: object,
 ) -> Shares:
     """Mean, square, inverse square root, product: 18 rounds (19 as released), one more for a private weight."""
     length = prod(shape)

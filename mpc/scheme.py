@@ -45,7 +45,9 @@ class Scheme:
         if self.parties not in (2, 3):
             raise ValueError(f"parties must be 2 or 3, got {self.parties}")
         if not 8 <= self.precision_bits <= 24:
-            raise ValueError(f"precision_bits must lie in 8..24, got {self.precision_bits}: a product needs twice as many")
+            raise ValueError(
+                f"precision_bits must lie in 8..24, got {self.precision_bits}: a product needs twice as many"
+            )
 
     @property
     def label(self) -> str:

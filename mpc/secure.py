@@ -23,6 +23,7 @@ from mpc.tensor import Reading, SecureTensor, module_sites
 from mpc.trace import Operation, Trace
 
 Shares = Any
+_VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +45,26 @@ class SecureReading(Reading):
         self.scheme = scheme
         self.ledger = ledger
 
-    def run_row(self, entry: Row, operation: Operation, args: Any, kwargs: Any) -> Shares:  # noqa: ANN401
+    def run_row(self, entry: Row, operation: Operation, args: Any, kwargs: Any) -> Shares:
         """Execute the row; a result of another shape than described is an error of the table."""
         with self.ledger.operation(operation.op, operation.site):
             result = entry.secure(self.scheme, *_shares_of(args), **_shares_of(kwargs))
         if tuple(result.share.shape) != operation.output:
-            raise RuntimeError(f"row {entry.name} gave shape {tuple(result.share.shape)}, described as {operation.output}")
+            raise RuntimeError(
+                f"row {entry.name} gave shape {tuple(result.share.shape)}, described as {operation.output}"
+            )
         return result
 
-    def run_structural(self, func: Any, args: Any, kwargs: Any, outputs: Any) -> list[Shares]:  # noqa: ANN401
+    def run_structural(self, func: Any, args: Any, kwargs: Any, outputs: Any) -> list[Shares]:
         """Move the shares as the operation moves data; a public float joins as the first party's share."""
+        if func in _VIEWS:  # shares may lie in memory otherwise than the contiguous tensor that they stand for
+            func = torch.ops.aten.reshape.default
         moved = func(*tree_map(self._raw, args), **tree_map(self._raw, kwargs))
         from crypten.mpc import MPCTensor
 
         return [MPCTensor.from_shares(share) for share in tree_leaves(moved)]
 
-    def _raw(self, leaf: Any) -> Any:  # noqa: ANN401
+    def _raw(self, leaf: Any) -> Any:
         if isinstance(leaf, SecureTensor):
             return leaf.shares.share
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
@@ -68,7 +73,7 @@ class SecureReading(Reading):
         return leaf
 
 
-def _shares_of(tree: Any) -> Any:  # noqa: ANN401
+def _shares_of(tree: Any) -> Any:
     return tree_map(lambda leaf: leaf.shares if isinstance(leaf, SecureTensor) else leaf, tree)
 
 
@@ -82,7 +87,9 @@ def encode(values: Tensor, scheme: Scheme, what: str) -> Tensor:
     bound = 2.0 ** ((scheme.ring_bits - 2) // 2 - scheme.precision_bits)
     largest = float(values.abs().max()) if values.numel() else 0.0
     if largest >= bound:
-        raise ValueError(f"{what} reaches {largest:.4g}; with {scheme.precision_bits} fraction bits values must stay below {bound:.6g}")
+        raise ValueError(
+            f"{what} reaches {largest:.4g}; with {scheme.precision_bits} fraction bits values must stay below {bound:.6g}"
+        )
     return torch.round(values.double() * 2.0**scheme.precision_bits).long()
 
 

@@ -42,7 +42,7 @@ def _no_attributes(*_: object, **__: object) -> Mapping[str, Any]:
     return {}
 
 
-def row(name: str, *overloads: Any, sends: Sends, describe: Describe = _no_attributes) -> Callable[[Secure], Secure]:  # noqa: ANN401
+def row(name: str, *overloads: Any, sends: Sends, describe: Describe = _no_attributes) -> Callable[[Secure], Secure]:
     """Register the decorated function as the secure form of `overloads`.
 
     It is called as `secure(scheme, *args, **kwargs)` with shares in place of secret tensors. `describe` is called with the
@@ -60,7 +60,7 @@ def row(name: str, *overloads: Any, sends: Sends, describe: Describe = _no_attri
     return register
 
 
-def composite(*overloads: Any) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:  # noqa: ANN401
+def composite(*overloads: Any) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register the decorated function, written with ordinary tensor operations, in place of `overloads`."""
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -10,7 +10,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,20 @@ from mpc.table import COMPOSITES, ROWS, STRUCTURAL, Row
 from mpc.trace import Operand, Operation, Visibility
 
 aten = torch.ops.aten
-_NEEDS_A_VALUE = {aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.default, aten.equal.default, aten.nonzero.default}
-_CONSTANTS = {aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.zeros_like.default, aten.ones_like.default}
+_NEEDS_A_VALUE = {
+    aten._local_scalar_dense.default,
+    aten.item.default,
+    aten.is_nonzero.default,
+    aten.equal.default,
+    aten.nonzero.default,
+}
+_CONSTANTS = {
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+}
 
 
 class SecretError(ValueError):
@@ -37,7 +49,7 @@ class SecureTensor(torch.Tensor):
     aliases: weakref.WeakSet[SecureTensor]
 
     @staticmethod
-    def __new__(cls, shape: Sequence[int], shares: Any, visibility: Visibility, reading: Reading) -> SecureTensor:  # noqa: ANN401
+    def __new__(cls, shape: Sequence[int], shares: Any, visibility: Visibility, reading: Reading) -> SecureTensor:
         """Wrap `shares` of a tensor of `shape`; strides are always reported as contiguous."""
         tensor: SecureTensor = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=torch.float32, device="cpu")
         tensor.shares, tensor.visibility, tensor.reading = shares, visibility, reading
@@ -50,7 +62,7 @@ class SecureTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation on secrets: look its row up, refuse it by name, or let torch decompose it."""
         kwargs = kwargs or {}
         first = next(a for a in tree_iter((args, kwargs)) if isinstance(a, SecureTensor))
@@ -77,14 +89,14 @@ class Reading(ABC):
         self.site = ""
 
     @abstractmethod
-    def run_row(self, entry: Row, operation: Operation, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+    def run_row(self, entry: Row, operation: Operation, args: Any, kwargs: Any) -> Any:
         """Shares of the result of a row."""
 
     @abstractmethod
-    def run_structural(self, func: Any, args: Any, kwargs: Any, outputs: Any) -> list[Any]:  # noqa: ANN401
+    def run_structural(self, func: Any, args: Any, kwargs: Any, outputs: Any) -> list[Any]:
         """Shares of each output of an operation that only moves data."""
 
-    def wrap(self, shape: Sequence[int], shares: Any, visibility: Visibility) -> SecureTensor:  # noqa: ANN401
+    def wrap(self, shape: Sequence[int], shares: Any, visibility: Visibility) -> SecureTensor:
         """A secure tensor that belongs to this reading."""
         return SecureTensor(shape, shares, visibility, self)
 
@@ -92,7 +104,7 @@ class Reading(ABC):
         """Raise SecretError for an operation in the module that is running."""
         raise SecretError(f"{what} in module {self.site or '(top)'}: {why}")
 
-    def dispatch(self, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+    def dispatch(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One operation of the forward pass."""
         if func in STRUCTURAL:
             return self._structural(func, args, kwargs)
@@ -113,7 +125,7 @@ class Reading(ABC):
             self.refuse(str(func), "there is no row for it in the table of secure operations (mpc/rows.py)")
         return result
 
-    def _row(self, entry: Row, func: Any, args: Any, kwargs: Any) -> SecureTensor:  # noqa: ANN401
+    def _row(self, entry: Row, func: Any, args: Any, kwargs: Any) -> SecureTensor:
         output = func(*_meta(args), **_meta(kwargs))
         shape = tuple(output.shape)
         attributes = tuple(sorted(entry.describe(shape, *args, **kwargs).items()))
@@ -122,7 +134,7 @@ class Reading(ABC):
         self.operations.append(operation)
         return self.wrap(shape, self.run_row(entry, operation, args, kwargs), "secret")
 
-    def _structural(self, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+    def _structural(self, func: Any, args: Any, kwargs: Any) -> Any:
         outputs = func(*_meta(args), **_meta(kwargs))
         sources = [a for a in tree_iter((args, kwargs)) if isinstance(a, Tensor) and a.is_floating_point()]
         kept = all(isinstance(a, SecureTensor) and a.visibility == "weight" for a in sources)
@@ -137,11 +149,13 @@ class Reading(ABC):
 
         return tree_map(wrap, outputs)
 
-    def _in_place(self, func: Any, args: Any, kwargs: Any) -> SecureTensor:  # noqa: ANN401
+    def _in_place(self, func: Any, args: Any, kwargs: Any) -> SecureTensor:
         target = args[0]
         functional = _functional(func)
         if not isinstance(target, SecureTensor):
-            self.refuse(str(func), "it writes a secret into a public tensor; build the result with cat or stack instead")
+            self.refuse(
+                str(func), "it writes a secret into a public tensor; build the result with cat or stack instead"
+            )
         if functional is None:
             self.refuse(str(func), "there is no row for it in the table of secure operations (mpc/rows.py)")
         if any(other is not target for other in target.aliases):
@@ -151,15 +165,15 @@ class Reading(ABC):
         return target
 
 
-def _functional(func: Any) -> Any:  # noqa: ANN401
+def _functional(func: Any) -> Any:
     """The out-of-place overload of an in-place one, where the table knows it."""
     packet = getattr(aten, func._schema.name.removeprefix("aten::").removesuffix("_"), None)
     overload = getattr(packet, func._overloadname, None) if packet is not None else None
     return overload if overload in ROWS or overload in STRUCTURAL or overload in COMPOSITES else None
 
 
-def _meta(tree: Any) -> Any:  # noqa: ANN401
-    def empty(leaf: Any) -> Any:  # noqa: ANN401
+def _meta(tree: Any) -> Any:
+    def empty(leaf: Any) -> Any:
         if isinstance(leaf, SecureTensor) or (isinstance(leaf, Tensor) and leaf.is_floating_point()):
             return torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")
         return leaf.to("meta") if isinstance(leaf, Tensor) else leaf
@@ -172,9 +186,18 @@ def _operand(tensor: Tensor) -> Operand:
     return Operand(tuple(tensor.shape), visibility)
 
 
+class Sited(Protocol):
+    """Anything that wants to know which module is running."""
+
+    site: str
+
+
 @contextmanager
-def module_sites(module: nn.Module, reading: Reading) -> Iterator[None]:
-    """While active, `reading.site` is the dotted name of the innermost module that is running."""
+def module_sites(module: nn.Module, reading: Sited) -> Iterator[None]:
+    """While active, `reading.site` is the dotted name of the innermost module that is running.
+
+    Inference mode is on and the fast path of multi-head attention off, so that composite operations arrive whole.
+    """
     handles = []
     stack: list[str] = []
 

@@ -79,7 +79,9 @@ class Trace:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of linear layers, convolutions and matrix products, biases not counted."""
-        return sum(operation["macs"] for operation in self.operations if operation.op in ("linear", "matmul", "convolution"))
+        return sum(
+            operation["macs"] for operation in self.operations if operation.op in ("linear", "matmul", "convolution")
+        )
 
     def _grouped(self, scheme: Scheme, key: Callable[[Operation], str]) -> dict[str, Traffic]:
         groups: dict[str, Traffic] = defaultdict(lambda: Traffic.zero(scheme.parties))

@@ -52,12 +52,16 @@ class PhaseTraffic:
 
     def __mul__(self, times: int) -> PhaseTraffic:
         return PhaseTraffic(
-            tuple(times * r for r in self.rounds), tuple(times * b for b in self.bytes), tuple(times * h for h in self.hops)
+            tuple(times * r for r in self.rounds),
+            tuple(times * b for b in self.bytes),
+            tuple(times * h for h in self.hops),
         )
 
     def to_json(self) -> dict[str, Any]:
         """The largest value over parties, and all of them."""
-        per_party = [{"rounds": r, "bytes": b, "hops": h} for r, b, h in zip(self.rounds, self.bytes, self.hops, strict=True)]
+        per_party = [
+            {"rounds": r, "bytes": b, "hops": h} for r, b, h in zip(self.rounds, self.bytes, self.hops, strict=True)
+        ]
         return {"rounds": max(self.rounds), "bytes": max(self.bytes), "hops": max(self.hops), "per_party": per_party}
 
 
@@ -119,7 +123,9 @@ def message_traffic(message: Message, parties: int) -> PhaseTraffic:
         size = sum(message.payload_bytes)
         is_root = [rank == message.root for rank in everyone]
         # The root announces its buffer, then the share arrives: two one-way delays.
-        return PhaseTraffic(tuple(map(int, is_root)), tuple(0 if r else size for r in is_root), tuple(2 * r for r in is_root))
+        return PhaseTraffic(
+            tuple(map(int, is_root)), tuple(0 if r else size for r in is_root), tuple(2 * r for r in is_root)
+        )
     raise ValueError(f"no wire model for collective {message.collective!r}")
 
 

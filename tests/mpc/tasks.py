@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,29 @@ def payload_on_loopback(parties: Parties, elements: int, times: int = 20) -> flo
     sent, noise = (b - a for a, b in zip(before, after, strict=True)), (b - a for a, b in zip(after, idle, strict=True))
     net_bytes, net_packets = (s - n for s, n in zip(sent, noise, strict=True))
     return (net_bytes - net_packets * _TCP_IP_ETHERNET_BYTES) / times
+
+
+def sent_by_sockets(party: Party, elements: int, times: int = 20) -> float:
+    """Bytes that one collective makes this party's own TCP sockets send, as the kernel counts them."""
+    all_reduce_many(party, elements, times)
+    before = _tcp_bytes_sent()
+    all_reduce_many(party, elements, times)
+    return (_tcp_bytes_sent() - before) / times
+
+
+def _tcp_bytes_sent() -> int:
+    """First transmissions only: tcpi_bytes_sent less tcpi_bytes_retrans of every TCP socket of this process."""
+    total = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            with socket.socket(fileno=os.dup(int(entry.name))) as peek:
+                if peek.family in (socket.AF_INET, socket.AF_INET6) and peek.type == socket.SOCK_STREAM:
+                    info = peek.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 216)
+                    bytes_sent, bytes_retransmitted = struct.unpack_from("QQ", info, 200)
+                    total += bytes_sent - bytes_retransmitted
+        except OSError:
+            continue  # not a socket, or gone since the folder was listed
+    return total
 
 
 def _loopback() -> tuple[int, int]:

@@ -152,17 +152,39 @@ def test_the_ledger_equals_crypten_s_own_counters_where_those_are_right(two_part
         assert (ours.rounds[0], 2 * ours.bytes[0]) == (theirs["rounds"], theirs["bytes"])
 
 
+def _framing_bytes(parties: int) -> int:
+    """gloo's own headers for one small all_reduce, per party.
+
+    Every segment is announced by its sender and by its receiver and then sent, each with a 48-byte header; a ring step
+    of a small tensor has 2 segments.
+    """
+    return 48 * 3 * 2 * 2 * (parties - 1)
+
+
+@pytest.mark.parties
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_wire_model_equals_the_kernel_s_count_of_every_party(request: pytest.FixtureRequest, count: int) -> None:
+    from tests.mpc.tasks import sent_by_sockets
+
+    parties: Parties = request.getfixturevalue("two_parties" if count == 2 else "three_parties")
+    for elements in (1_021, 10_007, 40_003, 120_001):
+        promised = message_traffic(Message("all_reduce", (8 * elements,)), count).bytes
+        seen = parties.run(sent_by_sockets, [(elements,)] * count)
+        payload = [sent - _framing_bytes(count) for sent in seen]
+        assert payload == list(promised)
+
+
 @pytest.mark.parties
 @pytest.mark.parametrize("count", [2, 3])
 def test_the_wire_model_equals_the_interface_s_counters(request: pytest.FixtureRequest, count: int) -> None:
     from tests.mpc.tasks import payload_on_loopback
 
     parties: Parties = request.getfixturevalue("two_parties" if count == 2 else "three_parties")
-    # Every segment that gloo sends is announced and then sent, each time with a 48-byte header: 2 segments a ring step.
-    framing_bytes = 48 * 2 * 2 * 2 * (count - 1) * count
-    for elements in (1_021, 40_003, 120_001):
-        message = Message("all_reduce", (8 * elements,))
-        promised = sum(message_traffic(message, count).bytes)
-        seen = [payload_on_loopback(parties, elements) - framing_bytes for _ in range(3)]
-        best = min(seen, key=lambda payload: abs(payload - promised))
-        assert abs(best - promised) <= 0.02 * promised, (elements, best, promised)
+    for elements in (4_001, 40_003, 120_001):
+        promised = sum(message_traffic(Message("all_reduce", (8 * elements,)), count).bytes)
+        for _ in range(10):  # anything else on the loopback interface is counted too; a quiet moment shows the truth
+            payload = payload_on_loopback(parties, elements) - count * _framing_bytes(count)
+            if abs(payload - promised) <= 0.02 * promised:
+                break
+        else:
+            pytest.fail(f"{elements} elements: {payload} bytes on the interface, {promised} promised")

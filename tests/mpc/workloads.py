@@ -119,7 +119,7 @@ class Offender(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Commits it."""
         if self.how == "branch":
-            return x if x.sum() > 0 else -x
+            return x if x.sum() else -x
         if self.how == "item":
             return x * x.mean().item()
         if self.how == "numpy":

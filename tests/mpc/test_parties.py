@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.secure_run import run_module, structure_of
+from mpc.parties import Parties, PartyError
+from mpc.scheme import Roles, Scheme
+from tests.mpc.tasks import environment, fail, sleep
+from tests.mpc.workloads import Apply, Convolution, FailsAtParty
+
+pytestmark = pytest.mark.parties
+
+
+def _alive(process_id: int) -> bool:
+    stat = Path(f"/proc/{process_id}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_results_come_in_party_order_with_pinned_threads() -> None:
+    with Parties(Scheme(), threads=1) as parties:
+        assert parties.run(environment, [()] * 2) == [(0, 1), (1, 1)]
+        processes = parties.process_ids
+    assert not any(_alive(process) for process in processes)
+
+
+def test_a_failing_party_is_named_with_its_own_traceback_and_all_end() -> None:
+    with Parties(Scheme()) as parties:
+        processes = parties.process_ids
+        started_s = time.monotonic()
+        with pytest.raises(PartyError, match="ArithmeticError: this party gives up") as failure:
+            parties.run(fail, [(1,), (1,)])
+        assert failure.value.party == 1
+        assert time.monotonic() - started_s < 10
+        assert not any(_alive(process) for process in processes)
+
+
+def test_a_failure_inside_a_module_reaches_the_caller() -> None:
+    with Parties(Scheme()) as parties, pytest.raises(PartyError, match="this party gives up") as failure:
+        run_module(parties, FailsAtParty(party=0).eval(), torch.ones(2, 2))
+    assert failure.value.party == 0
+
+
+def test_a_killed_party_is_reported_within_10_s_and_none_is_left() -> None:
+    with Parties(Scheme()) as parties:
+        processes = parties.process_ids
+        threading.Timer(1.0, os.kill, (processes[1], signal.SIGKILL)).start()
+        started_s = time.monotonic()
+        with pytest.raises(PartyError, match="SIGKILL") as failure:
+            parties.run(sleep, [(60,), (60,)])
+        assert failure.value.party == 1
+        assert time.monotonic() - started_s < 10
+        assert not any(_alive(process) for process in processes)
+
+
+def test_a_silent_party_meets_the_deadline() -> None:
+    with Parties(Scheme()) as parties:
+        processes = parties.process_ids
+        with pytest.raises(PartyError, match="no answer from party 1 within 1 s"):
+            parties.run(sleep, [(0,), (60,)], deadline_s=1)
+        assert not any(_alive(process) for process in processes)
+
+
+def test_parties_leave_when_their_parent_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "starts_parties.py"
+    script.write_text(
+        "import time\n"
+        "from mpc.parties import Parties\n"
+        "from mpc.scheme import Scheme\n"
+        'if __name__ == "__main__":\n'
+        "    with Parties(Scheme()) as parties:\n"
+        "        print(*parties.process_ids, flush=True)\n"
+        "        time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    processes = [int(number) for number in parent.stdout.readline().split()]
+    assert len(processes) == 2 and all(_alive(process) for process in processes)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    until_s = time.monotonic() + 10
+    while any(_alive(process) for process in processes) and time.monotonic() < until_s:
+        time.sleep(0.1)
+    assert not any(_alive(process) for process in processes)
+
+
+def test_a_third_party_dealer_gives_the_same_result_and_traffic() -> None:
+    scheme = Scheme(dealer="ttp")
+    x = torch.rand(2, 3, 7)
+    with Parties(scheme) as parties:
+        run = run_module(parties, Apply("relu").eval(), x - 0.5)
+        assert len(parties.process_ids) == 3
+    assert (run.output - torch.relu(x - 0.5)).abs().max() < 1e-3
+    assert run.traffic == run.trace.traffic(scheme)
+    assert run.traffic.offline.bytes[0] > 0
+
+
+def test_only_the_model_owner_holds_weights_and_only_the_input_owner_the_input() -> None:
+    module = Convolution().eval()
+    skeleton = structure_of(module)
+    assert all(parameter.is_meta for parameter in skeleton.parameters())
+    assert not any(parameter.is_meta for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("reveal_to", [None, 0, 1, 2])
+def test_who_learns_the_result_is_an_option(three_parties: Parties, reveal_to: int | None) -> None:
+    x = torch.rand(2, 3, 7)
+    roles = Roles(input_owner=2, model_owner=0, reveal_to=reveal_to)
+    run = run_module(three_parties, Apply("negate").eval(), x, roles=roles)
+    assert (run.output + x).abs().max() < 1e-4
+    receivers = {None: (0, 1, 2)}.get(reveal_to, (reveal_to,))
+    assert tuple(p for p, rounds in enumerate(run.reveal_log.traffic.online.rounds) if rounds) == receivers
+
+
+def test_parties_of_another_scheme_are_refused(two_parties: Parties) -> None:
+    with pytest.raises(ValueError, match="start others for"):
+        run_module(two_parties, Apply("relu").eval(), torch.ones(2, 7), Scheme(parties=3))
+    with pytest.raises(ValueError, match="model_owner is party 2"):
+        run_module(two_parties, Apply("relu").eval(), torch.ones(2, 7), roles=Roles(model_owner=2))
