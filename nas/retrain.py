@@ -1,0 +1,126 @@
+"""Training discrete networks from fresh weights: the teacher, and what a search found, with the teacher's help."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_model
+from torch import nn
+
+from bench.records import SCHEMA
+from bench.run_directory import write_json
+from models.spec import ViTSpec
+from models.vit import VisionTransformer
+from nas.checkpoint import save_weights
+from nas.data import Dataset, load
+from nas.losses import CrossEntropy, Distillation
+from nas.settings import TrainSettings
+from nas.training import OnEpoch, accuracy, train
+
+
+@dataclass(frozen=True, slots=True)
+class Retrained:
+    """A trained discrete network: accuracy on test and validation images, and the folder of its spec and weights."""
+
+    spec: ViTSpec
+    accuracy: float
+    val_accuracy: float
+    seed: int
+    folder: Path
+
+
+def retrain(
+    spec: ViTSpec,
+    dataset: Dataset | str,
+    settings: TrainSettings,
+    seed: int,
+    folder: Path,
+    teacher: Path | nn.Module | None = None,
+    token_weight: float | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Retrained:
+    """Train `spec` from fresh weights; writes `spec.json`, `weights.safetensors`, `epochs.jsonl`, `retrained.json`.
+
+    With `teacher`, a network or the folder that `train_teacher` wrote, by logit distillation (and token distillation at
+    `token_weight`). The weights are those of the last epoch: nothing is selected on the images that judge it. A call
+    with the same arguments continues a killed one. Raises ValueError where data and network do not fit.
+    """
+    dataset = load(dataset)
+    _demand_fit(spec, dataset)
+    if token_weight is not None and teacher is None:
+        raise ValueError("token_weight needs a teacher")
+    network = _fresh_network(spec, settings, seed)
+    mentor = load_network(teacher) if isinstance(teacher, Path) else teacher
+    records = train(
+        network,
+        dataset,
+        CrossEntropy() if mentor is None else Distillation(mentor, token_weight),
+        settings,
+        seed,
+        folder,
+        on_epoch=on_epoch,
+        identity={"spec": spec.to_json(), "distilled": mentor is not None, "token_weight": token_weight},
+    )
+    save_weights(network, folder / "weights.safetensors")
+    test_accuracy = accuracy(network, dataset.test_images, dataset.test_labels)
+    result = Retrained(spec, test_accuracy, records[-1]["accuracy"], seed, folder)
+    write_json(folder / "spec.json", spec.to_json())
+    write_json(
+        folder / "retrained.json",
+        {
+            "schema": SCHEMA,
+            "record": "retrained",
+            "spec": spec.to_json(),
+            "accuracy": result.accuracy,
+            "val_accuracy": result.val_accuracy,
+            "test_images": len(dataset.test_labels),
+            "dataset": dataset.name,
+            "seed": seed,
+            "epochs": settings.total_epochs,
+            "distilled": mentor is not None,
+            "token_weight": token_weight,
+        },
+    )
+    return result
+
+
+def train_teacher(
+    spec: ViTSpec,
+    dataset: Dataset | str,
+    settings: TrainSettings,
+    seed: int,
+    folder: Path,
+    on_epoch: OnEpoch | None = None,
+) -> Retrained:
+    """Train the softmax network of the shape of `spec`, in the same way and with the same files as `retrain`."""
+    return retrain(spec.with_kinds("softmax"), dataset, settings, seed, folder, on_epoch=on_epoch)
+
+
+def load_network(folder: Path) -> VisionTransformer:
+    """The network in `spec.json` and `weights.safetensors` of `folder`, in evaluation mode.
+
+    Raises ValueError naming the file that is missing.
+    """
+    for name in ("spec.json", "weights.safetensors"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} holds no trained network: {name} is missing; train it first")
+    network = VisionTransformer(ViTSpec.from_json(json.loads((folder / "spec.json").read_text())))
+    load_model(network, str(folder / "weights.safetensors"))
+    return network.eval()
+
+
+def _fresh_network(spec: ViTSpec, settings: TrainSettings, seed: int) -> VisionTransformer:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return VisionTransformer(spec, settings.attn_dropout, settings.drop_path)
+
+
+def _demand_fit(spec: ViTSpec, dataset: Dataset) -> None:
+    have, want = (dataset.image_px, dataset.classes), (spec.image_px, spec.classes)
+    if have != want:
+        raise ValueError(
+            f"{dataset.name} has {have[0]} px and {have[1]} classes, the network wants {want[0]} px and {want[1]}"
+        )

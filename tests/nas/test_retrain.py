@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.spec import ViTSpec
+from nas.data import Dataset
+from nas.retrain import load_network, retrain, train_teacher
+from nas.settings import TrainSettings
+from nas.training import accuracy
+
+SETTINGS = TrainSettings(epochs=8, batch=8, lr=1e-2)
+
+
+def test_what_is_written_is_the_network_that_was_judged(tiny_spec: ViTSpec, tiny_data: Dataset, tmp_path: Path) -> None:
+    result = retrain(tiny_spec, tiny_data, SETTINGS, 0, tmp_path)
+    network = load_network(tmp_path)
+    assert network.spec == tiny_spec
+    assert accuracy(network, tiny_data.test_images, tiny_data.test_labels) == result.accuracy
+    record = json.loads((tmp_path / "retrained.json").read_text())
+    assert (record["schema"], record["record"], record["accuracy"], record["test_images"]) == (
+        1,
+        "retrained",
+        result.accuracy,
+        9,
+    )
+
+
+def test_a_teacher_is_the_softmax_network_of_the_same_shape(
+    tiny_spec: ViTSpec, tiny_data: Dataset, tmp_path: Path
+) -> None:
+    teacher = train_teacher(tiny_spec, tiny_data, replace(SETTINGS, epochs=1), 0, tmp_path)
+    assert teacher.spec == tiny_spec.with_kinds("softmax")
+
+
+def test_distillation_adds_its_terms_and_leaves_the_teacher_alone(
+    tiny_spec: ViTSpec, tiny_data: Dataset, tmp_path: Path
+) -> None:
+    short = replace(SETTINGS, epochs=2)
+    train_teacher(tiny_spec, tiny_data, short, 0, tmp_path / "teacher")
+    before = (tmp_path / "teacher" / "weights.safetensors").read_bytes()
+    retrain(tiny_spec, tiny_data, short, 1, tmp_path / "student", teacher=tmp_path / "teacher", token_weight=1.0)
+    rows = [json.loads(line) for line in (tmp_path / "student" / "epochs.jsonl").read_text().splitlines()]
+    assert {"cross_entropy", "distillation", "token_distillation"} <= rows[0].keys()
+    assert (tmp_path / "teacher" / "weights.safetensors").read_bytes() == before
+
+
+def test_a_finished_run_is_not_trained_again(tiny_spec: ViTSpec, tiny_data: Dataset, tmp_path: Path) -> None:
+    first = retrain(tiny_spec, tiny_data, SETTINGS, 0, tmp_path)
+    epochs: list[int] = []
+    torch.manual_seed(5)
+    second = retrain(
+        tiny_spec, tiny_data, SETTINGS, 0, tmp_path, on_epoch=lambda record: epochs.append(record["epoch"])
+    )
+    assert epochs == []
+    assert second == first
+
+
+def test_a_network_for_other_images_is_refused(tiny_spec: ViTSpec, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="digits has 32 px and 10 classes, the network wants 8 px and 3"):
+        retrain(tiny_spec, "digits", SETTINGS, 0, tmp_path)
+
+
+def test_a_folder_without_a_network_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"spec\.json is missing"):
+        load_network(tmp_path)
