@@ -6,7 +6,8 @@ Nothing here starts parties: the plan is plain values, and whoever runs it hands
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -112,16 +113,22 @@ Workload = AttentionWorkload | NetworkWorkload
 
 @dataclass(frozen=True, slots=True)
 class CalibrationPlan:
-    """Workloads to fit and workloads to test the fit on, which have other shapes.
-
-    Run every workload `repeats` times, all of them `passes` times over: seconds of a shared machine drift over minutes,
-    and a workload that is measured at one moment only takes that moment's pace for its own.
-    """
+    """Workloads to fit and workloads to test the fit on, which have other shapes; each is run `passes` times."""
 
     fit: tuple[Workload, ...]
     held_out: tuple[Workload, ...]
-    repeats: int = 2
-    passes: int = 2
+    passes: int = 5
+
+    def schedule(self) -> Iterator[Workload]:
+        """Every workload once in each pass, fitted and held out in one changing order; the same every time.
+
+        The pace of a shared machine drifts over minutes: workloads run one after the other, or the fitted ones before
+        the others, would each take the pace of their moment for their own.
+        """
+        for number in range(self.passes):
+            workloads = [*self.fit, *self.held_out]
+            random.Random(number).shuffle(workloads)
+            yield from workloads
 
 
 def plan() -> CalibrationPlan:
@@ -145,7 +152,7 @@ def _fit_workloads() -> tuple[Workload, ...]:
         layer("scaling", 65, 256, 4),
         layer("scaling", 17, 64, 2),
         layer("scaling", 65, 128, 4, batch=8),
-        layer("scaling", 33, 512, 8),
+        layer("scaling", 33, 384, 6),
         layer("scaling", 197, 128, 2),
         layer("quad", 65, 256, 4),
         layer("quad", 17, 64, 1),
@@ -202,7 +209,8 @@ def observe(
 def to_record(model: CostModel, fitted: Evaluation, held_out: Evaluation) -> dict[str, Any]:
     """The calibration record: the model, and both evaluations point by point; errors are those of `held_out`.
 
-    `CostModel.from_json` reads it too.
+    Of each workload, `measured_s` is the fastest run and `samples_s` holds them all; `typical` compares p50 with
+    medians. `CostModel.from_json` reads the record too.
     """
     return {
         **model.to_json(),
@@ -210,6 +218,7 @@ def to_record(model: CostModel, fitted: Evaluation, held_out: Evaluation) -> dic
         "held_out": [point.to_json() for point in held_out.points],
         "median_error": held_out.median_error,
         "p90_error": held_out.p90_error,
+        "typical": held_out.typical.to_json(),
         "coverage": held_out.coverage,
         "rank": {"spearman": held_out.scores.spearman, "kendall": held_out.scores.kendall},
         "baselines": held_out.to_json()["baselines"],

@@ -16,24 +16,27 @@ _ONE_FEATURE = {"macs only": "macs", "bytes only": "sent_bytes", "rounds only": 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One workload, measured (median of its repeats) and predicted."""
+    """One workload: fastest and median of its runs, and the prediction of each (`predicted_s` and `p50_s`)."""
 
     what: str
     shape: str
     network: str
     measured_s: float
     predicted_s: float
+    median_s: float
+    p50_s: float
     p05_s: float
     p95_s: float
+    samples_s: tuple[float, ...]
 
     @property
     def relative_error(self) -> float:
-        """|predicted - measured| / measured."""
+        """|predicted - measured| / measured, of the fastest run."""
         return abs(self.predicted_s - self.measured_s) / self.measured_s
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a record."""
-        return asdict(self)
+        return {**asdict(self), "samples_s": list(self.samples_s)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +56,16 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Predicted against measured, point by point; `coverage` is the share of points inside their 90 % interval.
+    """Predicted against measured, point by point.
 
+    `scores` are of the fastest runs, which other work on the machine disturbed least; `typical` of p50 against the
+    median run. `coverage` is the share of all runs inside their 90 % interval, each workload counting the same.
     `baselines` are None where they say nothing about any of the points (rounds x RTT on loopback).
     """
 
     points: tuple[Point, ...]
     scores: Scores
+    typical: Scores
     coverage: float
     baselines: dict[str, Scores | None]
 
@@ -77,7 +83,14 @@ class Evaluation:
         """Plain values for a record."""
         baselines = {name: scores and scores.to_json() for name, scores in self.baselines.items()}
         points = [point.to_json() for point in self.points]
-        return {"points": points, **self.scores.to_json(), "coverage": self.coverage, "baselines": baselines}
+        typical = self.typical.to_json()
+        return {
+            "points": points,
+            **self.scores.to_json(),
+            "typical": typical,
+            "coverage": self.coverage,
+            "baselines": baselines,
+        }
 
 
 def evaluate(model: CostModel, observations: Sequence[Observation], fitted_on: Sequence[Observation]) -> Evaluation:
@@ -88,18 +101,29 @@ def evaluate(model: CostModel, observations: Sequence[Observation], fitted_on: S
     if not observations:
         raise ValueError("nothing to evaluate: no observations")
     points = tuple(_point(model, o) for o in observations)
-    inside = [p.p05_s <= p.measured_s <= p.p95_s for p in points]
-    measured_s = [p.measured_s for p in points]
-    scores = _scores(measured_s, [p.predicted_s for p in points])
+    inside = [np.mean([p.p05_s <= s <= p.p95_s for s in p.samples_s]) for p in points]
+    scores = _scores([p.measured_s for p in points], [p.predicted_s for p in points])
+    typical = _scores([p.median_s for p in points], [p.p50_s for p in points])
     baselines = {name: _one_feature(feature, observations, fitted_on) for name, feature in _ONE_FEATURE.items()}
     baselines["rounds x RTT"] = _rounds_times_rtt(observations)
     baselines["sum over heads"] = _sum_over_heads(model, observations)
-    return Evaluation(points, scores, float(np.mean(inside)), baselines)
+    return Evaluation(points, scores, typical, float(np.mean(inside)), baselines)
 
 
 def _point(model: CostModel, o: Observation) -> Point:
     estimate = model.seconds(o.trace, o.scheme, o.network)
-    return Point(o.what, o.shape, o.network.name, o.measured_s, estimate.p50_s, estimate.p05_s, estimate.p95_s)
+    return Point(
+        what=o.what,
+        shape=o.shape,
+        network=o.network.name,
+        measured_s=o.undisturbed_s,
+        predicted_s=estimate.undisturbed_s,
+        median_s=o.median_s,
+        p50_s=estimate.p50_s,
+        p05_s=estimate.p05_s,
+        p95_s=estimate.p95_s,
+        samples_s=o.online_s,
+    )
 
 
 def _scores(measured_s: Sequence[float], predicted_s: Sequence[float]) -> Scores:
@@ -116,9 +140,9 @@ def _one_feature(feature: str, observations: Sequence[Observation], fitted_on: S
     if not fitted_on:
         return None
     counts = np.array([o.features.vector([feature]) for o in fitted_on])
-    seconds_per_unit = float(nonnegative_relative(counts, np.array([o.measured_s for o in fitted_on]))[0])
+    seconds_per_unit = float(nonnegative_relative(counts, np.array([o.undisturbed_s for o in fitted_on]))[0])
     predicted_s = [seconds_per_unit * float(o.features.vector([feature])[0]) for o in observations]
-    return _scores([o.measured_s for o in observations], predicted_s)
+    return _scores([o.undisturbed_s for o in observations], predicted_s)
 
 
 def _rounds_times_rtt(observations: Sequence[Observation]) -> Scores | None:
@@ -127,7 +151,7 @@ def _rounds_times_rtt(observations: Sequence[Observation]) -> Scores | None:
     if not distant:
         return None
     return _scores(
-        [o.measured_s for o in distant], [o.features.rounds * 2 * o.network.one_way_delay_s for o in distant]
+        [o.undisturbed_s for o in distant], [o.features.rounds * 2 * o.network.one_way_delay_s for o in distant]
     )
 
 
@@ -136,5 +160,5 @@ def _sum_over_heads(model: CostModel, observations: Sequence[Observation]) -> Sc
     split = [o for o in observations if o.heads]
     if not split:
         return None
-    alone_s = [sum(model.seconds(head, o.scheme, o.network).p50_s for head in o.heads) for o in split]
-    return _scores([o.measured_s for o in split], alone_s)
+    alone_s = [sum(model.seconds(head, o.scheme, o.network).undisturbed_s for head in o.heads) for o in split]
+    return _scores([o.undisturbed_s for o in split], alone_s)

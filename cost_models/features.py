@@ -11,21 +11,19 @@ from numpy.typing import NDArray
 
 from mpc.scheme import Scheme
 from mpc.trace import Operation, Trace, operation_events, operation_traffic
-from mpc.traffic import Correlation, PhaseTraffic
+from mpc.traffic import Correlation, Message, PhaseTraffic
 
 Vector = NDArray[np.float64]
 
 UNITS: dict[str, str] = {
     "rounds": "messages that the busiest party waits for",
-    "tensors": "tensors opened; several may travel in one round",
     "sent_bytes": "online bytes that the busiest party sends",
-    "ring_bytes": "payload opened for sums and products in the ring",
-    "binary_bytes": "payload opened for bitwise conjunctions, where comparisons are computed",
+    "ring_bytes": "payload that opens ring elements: products, squares, truncations, bits",
+    "binary_bytes": "payload that opens operands of bitwise conjunctions, of which comparisons are made",
     "dealer_bytes": "bytes that a seed-compressing dealer sends",
     "correlations": "correlations used up",
     "macs": "multiply-accumulates of linear layers, convolutions and matrix products",
     "operations": "operations of the table, free ones included",
-    "elements": "output elements of operations, free ones included",
 }
 
 
@@ -38,31 +36,27 @@ class Features:
     """
 
     online: PhaseTraffic
-    tensors: int
     ring_bytes: int
     binary_bytes: int
     dealer_bytes: int
     correlations: int
     macs: int
     operations: int
-    elements: int
 
     @classmethod
     def zero(cls, parties: int) -> Features:
         """Features of the empty trace."""
-        return cls(PhaseTraffic.zero(parties), 0, 0, 0, 0, 0, 0, 0, 0)
+        return cls(PhaseTraffic.zero(parties), 0, 0, 0, 0, 0, 0)
 
     def __add__(self, other: Features) -> Features:
         return Features(
             self.online + other.online,
-            self.tensors + other.tensors,
             self.ring_bytes + other.ring_bytes,
             self.binary_bytes + other.binary_bytes,
             self.dealer_bytes + other.dealer_bytes,
             self.correlations + other.correlations,
             self.macs + other.macs,
             self.operations + other.operations,
-            self.elements + other.elements,
         )
 
     @property
@@ -96,29 +90,22 @@ def features(trace: Trace, scheme: Scheme) -> Features:
 
 @lru_cache(maxsize=100_000)
 def _operation_features(operation: Operation, scheme: Scheme) -> Features:
-    tensors = ring_bytes = binary_bytes = dealer_bytes = correlations = 0
-    last_correlation = ""
-    for event in operation_events(operation, scheme):
+    events = operation_events(operation, scheme)
+    correlations = [event for event in events if isinstance(event, Correlation)]
+    opens_bits = False
+    ring: list[Message] = []
+    binary: list[Message] = []
+    for event in events:
         if isinstance(event, Correlation):
-            last_correlation = event.kind
-            dealer_bytes += event.dealer_bytes
-            correlations += 1
-            continue
-        tensors += len(event.payload_bytes)
-        if last_correlation == "and":
-            binary_bytes += sum(event.payload_bytes)
+            opens_bits = event.kind == "and"  # a correlation is drawn just before the message that uses it
         else:
-            ring_bytes += sum(event.payload_bytes)
-    macs = Trace((operation,)).macs
-    online = operation_traffic(operation, scheme).online
+            (binary if opens_bits else ring).append(event)
     return Features(
-        online,
-        tensors,
-        ring_bytes,
-        binary_bytes,
-        dealer_bytes,
-        correlations,
-        macs,
+        online=operation_traffic(operation, scheme).online,
+        ring_bytes=sum(sum(message.payload_bytes) for message in ring),
+        binary_bytes=sum(sum(message.payload_bytes) for message in binary),
+        dealer_bytes=sum(correlation.dealer_bytes for correlation in correlations),
+        correlations=len(correlations),
+        macs=Trace((operation,)).macs,
         operations=1,
-        elements=operation.elements,
     )

@@ -2,6 +2,9 @@
 
 Only compute is fitted, on loopback, where it is everything that the parties' processes do: arithmetic, Python, and
 handing tensors to the transport. Rounds, bytes and hops are counted.
+
+Whatever else runs on a machine only ever adds time, and adds it unevenly. So coefficients are fitted to the fastest of
+each workload's runs, and what usual runs take beyond that is kept as quantiles of their ratio to the prediction.
 """
 
 from __future__ import annotations
@@ -25,10 +28,13 @@ from mpc.network import LOOPBACK, NetworkProfile
 from mpc.scheme import Scheme
 from mpc.trace import Trace
 
+Quantiles = tuple[float, float, float]
+
 SCHEMA = 1
 RECORD = "calibration"
 
-ONLINE_FEATURES = ("rounds", "tensors", "ring_bytes", "binary_bytes", "macs", "operations", "elements")
+# Splitting rounds and bytes further fits one machine better on one day and worse on the next.
+ONLINE_FEATURES = ("rounds", "ring_bytes", "binary_bytes", "macs", "operations")
 DEALER_FEATURES = ("correlations", "dealer_bytes", "ring_bytes", "binary_bytes", "macs")
 
 _ROBUST_STEPS = 20
@@ -63,7 +69,12 @@ class Observation:
             raise ValueError(f"{self.what} {self.shape}: dealer_s must hold seconds >= 0, got {self.dealer_s}")
 
     @property
-    def measured_s(self) -> float:
+    def undisturbed_s(self) -> float:
+        """Online seconds of the fastest repeat."""
+        return min(self.online_s)
+
+    @property
+    def median_s(self) -> float:
         """Median online seconds over the repeats."""
         return median(self.online_s)
 
@@ -75,7 +86,10 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Predicted seconds of one run: the middle, a 90 % interval, and the three parts that the middle is made of."""
+    """Predicted seconds of one run: median and 90 % interval on a machine as busy as it was when it was calibrated.
+
+    `compute_s`, `delay_s` and `transfer_s` add up to `undisturbed_s`, what the run takes with the machine to itself.
+    """
 
     p50_s: float
     p05_s: float
@@ -83,6 +97,11 @@ class Estimate:
     compute_s: float
     delay_s: float
     transfer_s: float
+
+    @property
+    def undisturbed_s(self) -> float:
+        """Seconds of the run on a machine that does nothing else."""
+        return self.compute_s + self.delay_s + self.transfer_s
 
     def to_json(self) -> dict[str, float]:
         """Plain values for a record."""
@@ -94,16 +113,17 @@ class Estimate:
 class CostModel:
     """Seconds per unit of each feature (UNITS), for one scheme on one machine.
 
-    `residuals` are the 5 % and 95 % quantiles of measured / predicted compute over workloads left out of the fit; they
-    make the interval. Raises ValueError for an unknown feature, a negative coefficient, or an empty interval.
+    Coefficients predict undisturbed compute; `residuals` are the 5, 50 and 95 % quantiles of measured / predicted over
+    all runs of workloads left out of the fit. Raises ValueError for an unknown feature, a negative coefficient, or
+    quantiles out of order.
     """
 
     coefficients: Mapping[str, float]
     scheme: Scheme
     machine: Mapping[str, Any]
-    residuals: tuple[float, float]
+    residuals: Quantiles
     dealer_coefficients: Mapping[str, float] = field(default_factory=dict)
-    dealer_residuals: tuple[float, float] = (1.0, 1.0)
+    dealer_residuals: Quantiles = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
         for name, seconds in (*self.coefficients.items(), *self.dealer_coefficients.items()):
@@ -111,9 +131,9 @@ class CostModel:
                 raise ValueError(f"unknown feature {name!r}; known: {', '.join(UNITS)}")
             if not (math.isfinite(seconds) and seconds >= 0):
                 raise ValueError(f"the coefficient of {name} must be >= 0 seconds, got {seconds}")
-        for low, high in (self.residuals, self.dealer_residuals):
-            if not 0 <= low <= 1 <= high:
-                raise ValueError(f"residual quantiles must bracket 1, got {low} and {high}")
+        for quantiles in (self.residuals, self.dealer_residuals):
+            if len(quantiles) != 3 or quantiles[0] < 0 or sorted(quantiles) != list(quantiles):
+                raise ValueError(f"residuals are 5, 50 and 95 % quantiles in order, got {quantiles}")
 
     def seconds(self, trace: Trace, scheme: Scheme, network: NetworkProfile) -> Estimate:
         """Online seconds of one run of `trace` on `network`.
@@ -163,9 +183,9 @@ class CostModel:
             coefficients=dict(record["coefficients"]),
             scheme=Scheme(**record["scheme"]),
             machine=dict(record["machine"]),
-            residuals=_pair(record["residuals"]),
+            residuals=_quantiles(record["residuals"]),
             dealer_coefficients=dict(record["dealer_coefficients"]),
-            dealer_residuals=_pair(record["dealer_residuals"]),
+            dealer_residuals=_quantiles(record["dealer_residuals"]),
         )
         model._warn_of_other_machine()
         return model
@@ -199,16 +219,16 @@ class CostModel:
 def fit(observations: Sequence[Observation], machine: Mapping[str, Any] | None = None) -> CostModel:
     """The cost model that explains `observations`, all on loopback under one scheme.
 
-    Non-negative least squares on relative error, reweighted so that a few disturbed runs do not bend it (Huber). The
-    interval comes from leaving each observation out in turn. The dealer is fitted where every observation has dealer
+    Non-negative least squares on relative error, reweighted so that a few disturbed workloads do not bend it (Huber).
+    Quantiles come from leaving each observation out in turn. The dealer is fitted where every observation has dealer
     seconds. `machine` is that of the observations, this one by default. Raises ValueError for unfit observations.
     """
     _demand_comparable(observations)
     counted = [o.features for o in observations]
     online = [o.online_s for o in observations]
     coefficients, residuals = _fit_named(counted, online, ONLINE_FEATURES)
-    dealer: tuple[dict[str, float], tuple[float, float]] = ({}, (1.0, 1.0))
-    if all(o.dealer_s and median(o.dealer_s) > 0 for o in observations):
+    dealer: tuple[dict[str, float], Quantiles] = ({}, (1.0, 1.0, 1.0))
+    if all(o.dealer_s and min(o.dealer_s) > 0 for o in observations):
         dealer = _fit_named(counted, [o.dealer_s for o in observations], DEALER_FEATURES)
     where = this_machine().to_json() if machine is None else machine
     return CostModel(coefficients, observations[0].scheme, where, residuals, *dealer)
@@ -238,10 +258,10 @@ def write_json(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
 
 def _fit_named(
     counted: Sequence[Features], samples_s: Sequence[tuple[float, ...]], names: Sequence[str]
-) -> tuple[dict[str, float], tuple[float, float]]:
+) -> tuple[dict[str, float], Quantiles]:
     """Coefficients by name, and quantiles of sample / prediction with each observation left out in turn."""
     matrix = np.array([f.vector(names) for f in counted])
-    measured_s = np.array([median(s) for s in samples_s])
+    measured_s = np.array([min(s) for s in samples_s])
     solution = nonnegative_relative(matrix, measured_s)
     ratios: list[float] = []
     for left_out, samples in enumerate(samples_s):
@@ -251,11 +271,11 @@ def _fit_named(
     return dict(zip(names, solution.tolist(), strict=True)), _interval(ratios, len(samples_s))
 
 
-def _interval(ratios: Sequence[float], observations: int) -> tuple[float, float]:
-    """5 % and 95 % quantiles, moved outwards for few observations, as in split conformal prediction; they bracket 1."""
+def _interval(ratios: Sequence[float], observations: int) -> Quantiles:
+    """5, 50 and 95 % quantiles, the outer ones moved outwards for few observations as in split conformal prediction."""
     upper = min(1.0, 0.95 * (1 + 1 / observations))
     low, high = np.quantile(ratios, 1 - upper, method="lower"), np.quantile(ratios, upper, method="higher")
-    return min(1.0, float(low)), max(1.0, float(high))
+    return float(low), float(np.median(ratios)), float(high)
 
 
 def _demand_comparable(observations: Sequence[Observation]) -> None:
@@ -277,14 +297,11 @@ def _weighted(coefficients: Mapping[str, float], counted: Features) -> float:
     return float(sum(seconds * getattr(counted, name) for name, seconds in coefficients.items()))
 
 
-def _estimate(compute_s: float, delay_s: float, transfer_s: float, residuals: tuple[float, float]) -> Estimate:
-    link_s = delay_s + transfer_s
-    low, high = residuals
-    return Estimate(
-        compute_s + link_s, low * compute_s + link_s, high * compute_s + link_s, compute_s, delay_s, transfer_s
-    )
+def _estimate(compute_s: float, delay_s: float, transfer_s: float, residuals: Quantiles) -> Estimate:
+    low_s, middle_s, high_s = (ratio * compute_s + delay_s + transfer_s for ratio in residuals)
+    return Estimate(middle_s, low_s, high_s, compute_s, delay_s, transfer_s)
 
 
-def _pair(values: Sequence[float]) -> tuple[float, float]:
-    low, high = values
-    return float(low), float(high)
+def _quantiles(values: Sequence[float]) -> Quantiles:
+    low, middle, high = values
+    return float(low), float(middle), float(high)

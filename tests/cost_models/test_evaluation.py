@@ -12,7 +12,7 @@ from mpc.trace import Operand, Operation, Trace
 
 SCHEME = Scheme()
 # 9 rounds a comparison: 9 ms, whatever its size.
-MODEL = CostModel({"rounds": 1e-3}, SCHEME, {"label": "test"}, (0.5, 1.5))
+MODEL = CostModel({"rounds": 1e-3}, SCHEME, {"label": "test"}, (0.5, 1.0, 1.5))
 
 
 def comparisons(count: int, elements: int = 10) -> Trace:
@@ -33,8 +33,18 @@ def test_errors_ranks_and_coverage_by_hand() -> None:
     assert found.p90_error == pytest.approx(0.1 + 0.8 * 0.4)
     assert (found.scores.spearman, found.scores.kendall) == (pytest.approx(1.0), pytest.approx(1.0))
     assert found.coverage == 1.0
-    narrow = dataclasses.replace(MODEL, residuals=(0.9, 1.05))
+    narrow = dataclasses.replace(MODEL, residuals=(0.9, 1.0, 1.05))
     assert evaluate(narrow, POINTS, POINTS).coverage == pytest.approx(1 / 3)
+
+
+def test_the_fastest_run_is_compared_with_undisturbed_seconds_and_the_median_with_p50() -> None:
+    busy = dataclasses.replace(MODEL, residuals=(0.5, 2.0, 3.0))
+    disturbed = dataclasses.replace(POINTS[0], online_s=(0.036, 0.010, 0.018))
+    found = evaluate(busy, [disturbed], POINTS)
+    assert found.median_error == pytest.approx(0.1)  # 9 ms predicted, 10 ms the fastest
+    assert found.typical.median_error == pytest.approx(0.0)  # 18 ms both
+    assert found.coverage == pytest.approx(2 / 3)  # 36 ms lies beyond 27 ms
+    assert found.to_json()["points"][0]["samples_s"] == [0.036, 0.010, 0.018]
 
 
 def test_baselines_of_one_feature_are_fitted_on_the_fit_points() -> None:

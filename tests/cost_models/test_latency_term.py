@@ -15,14 +15,13 @@ from mpc.network import LOOPBACK, NetworkProfile, network
 from mpc.reading import shape_reading
 from mpc.scheme import Scheme
 
-COEFFICIENTS = {"rounds": 2e-3, "tensors": 1e-4, "ring_bytes": 8e-9, "binary_bytes": 2e-8, "macs": 1e-9}
-PER_OPERATION = {"operations": 1e-4, "elements": 1e-9}
+COEFFICIENTS = {"rounds": 2e-3, "ring_bytes": 8e-9, "binary_bytes": 2e-8, "macs": 1e-9, "operations": 1e-4}
 KINDS = ("softmax", "relu_softmax", "scaling")
 SPEC = ViTSpec(16, 4, 24, 10, (BlockSpec(("softmax",) * 3, 8, 24), BlockSpec(("softmax",) * 2, 12, 48, "relu")))
 
 
 def model(scheme: Scheme) -> CostModel:
-    return CostModel(COEFFICIENTS | PER_OPERATION, scheme, {"label": "test"}, (0.9, 1.1))
+    return CostModel(COEFFICIENTS, scheme, {"label": "test"}, (0.9, 1.1, 1.3))
 
 
 def mixture(

@@ -58,7 +58,7 @@ def observations(
 
 
 def model(**changes: object) -> CostModel:
-    return dataclasses.replace(CostModel(PLANTED, SCHEME, HERE, (0.8, 1.25)), **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(CostModel(PLANTED, SCHEME, HERE, (0.8, 1.1, 1.25)), **changes)  # type: ignore[arg-type]
 
 
 def test_fit_recovers_planted_coefficients_without_noise() -> None:
@@ -79,6 +79,20 @@ def test_fit_predicts_under_noise_and_with_a_few_disturbed_runs() -> None:
     assert np.median(errors) < 0.03
     assert fitted.coefficients["binary_bytes"] == pytest.approx(PLANTED["binary_bytes"], rel=0.2)
     assert all(seconds >= 0 for seconds in fitted.coefficients.values())
+
+
+def test_other_work_on_the_machine_moves_the_quantiles_and_not_the_coefficients() -> None:
+    generator = np.random.default_rng(6)
+    quiet = observations(traces(60, generator), generator, noise=0.01)
+    busy = [
+        dataclasses.replace(o, online_s=tuple(s * f for s, f in zip(o.online_s, (3, 1, 2, 1.5, 4), strict=True)))
+        for o in quiet
+    ]
+    on_quiet, on_busy = fit(quiet, HERE), fit(busy, HERE)
+    trace = traces(1, generator)[0]
+    estimates = [fitted.seconds(trace, SCHEME, LOOPBACK) for fitted in (on_quiet, on_busy)]
+    assert estimates[1].compute_s == pytest.approx(estimates[0].compute_s, rel=0.03)
+    assert estimates[1].p50_s == pytest.approx(2 * estimates[0].p50_s, rel=0.05)
 
 
 def test_interval_covers_about_nine_in_ten_new_runs() -> None:
@@ -107,13 +121,14 @@ def test_seconds_on_a_link_by_hand() -> None:
     compute_s = 9 * 2e-3 + 240 * 8e-9 + 2080 * 2e-8
     assert estimate.compute_s == pytest.approx(compute_s)
     assert (estimate.delay_s, estimate.transfer_s) == (pytest.approx(36 * 0.5), pytest.approx(10))
-    assert estimate.p50_s == pytest.approx(compute_s + 28)
+    assert estimate.p50_s == pytest.approx(1.1 * compute_s + 28)
+    assert estimate.undisturbed_s == pytest.approx(compute_s + 28)
     assert estimate.p05_s == pytest.approx(0.8 * compute_s + 28)
     assert estimate.p95_s == pytest.approx(1.25 * compute_s + 28)
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
-    original = model(dealer_coefficients={"dealer_bytes": 1e-9}, dealer_residuals=(0.5, 2.0))
+    original = model(dealer_coefficients={"dealer_bytes": 1e-9}, dealer_residuals=(0.5, 1.0, 2.0))
     original.save(tmp_path / "new" / "model.json")
     with pytest.warns(MachineWarning, match="test machine"):
         assert CostModel.load(tmp_path / "new" / "model.json") == original
@@ -144,7 +159,7 @@ def test_another_scheme_is_refused_with_the_difference() -> None:
     [
         ({"coefficients": {"flops": 1.0}}, "unknown feature 'flops'"),
         ({"coefficients": {"rounds": -1e-9}}, "must be >= 0"),
-        ({"residuals": (1.1, 1.2)}, "bracket 1"),
+        ({"residuals": (1.1, 1.0, 1.2)}, "in order"),
     ],
 )
 def test_a_model_that_makes_no_sense_cannot_be_built(change: dict[str, object], message: str) -> None:
