@@ -83,11 +83,10 @@ class Evaluation:
         """Plain values for a record."""
         baselines = {name: scores and scores.to_json() for name, scores in self.baselines.items()}
         points = [point.to_json() for point in self.points]
-        typical = self.typical.to_json()
         return {
             "points": points,
-            **self.scores.to_json(),
-            "typical": typical,
+            "scores": self.scores.to_json(),
+            "typical": self.typical.to_json(),
             "coverage": self.coverage,
             "baselines": baselines,
         }
