@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,11 @@ def retrain(
         seed,
         folder,
         on_epoch=on_epoch,
-        identity={"spec": spec.to_json(), "distilled": mentor is not None, "token_weight": token_weight},
+        identity={
+            "spec": spec.to_json(),
+            "teacher": None if mentor is None else _fingerprint(mentor),
+            "token_weight": token_weight,
+        },
     )
     save_weights(network, folder / "weights.safetensors")
     test_accuracy = accuracy(network, dataset.test_images, dataset.test_labels)
@@ -116,6 +121,15 @@ def _fresh_network(spec: ViTSpec, settings: TrainSettings, seed: int) -> VisionT
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return VisionTransformer(spec, settings.attn_dropout, settings.drop_path)
+
+
+def _fingerprint(network: nn.Module) -> str:
+    """Short hash of all weights: a resumed run must be taught by the same teacher."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _demand_fit(spec: ViTSpec, dataset: Dataset) -> None:

@@ -49,6 +49,15 @@ def test_distillation_adds_its_terms_and_leaves_the_teacher_alone(
     assert (tmp_path / "teacher" / "weights.safetensors").read_bytes() == before
 
 
+def test_a_run_does_not_continue_under_another_teacher(tiny_spec: ViTSpec, tiny_data: Dataset, tmp_path: Path) -> None:
+    short = replace(SETTINGS, epochs=1)
+    for seed in (0, 1):
+        train_teacher(tiny_spec, tiny_data, short, seed, tmp_path / f"teacher {seed}")
+    retrain(tiny_spec, tiny_data, short, 0, tmp_path / "student", teacher=tmp_path / "teacher 0")
+    with pytest.raises(ValueError, match="a run with another teacher"):
+        retrain(tiny_spec, tiny_data, short, 0, tmp_path / "student", teacher=tmp_path / "teacher 1")
+
+
 def test_a_finished_run_is_not_trained_again(tiny_spec: ViTSpec, tiny_data: Dataset, tmp_path: Path) -> None:
     first = retrain(tiny_spec, tiny_data, SETTINGS, 0, tmp_path)
     epochs: list[int] = []
