@@ -268,14 +268,8 @@ def _fit_named(
         kept = np.arange(len(measured_s)) != left_out
         predicted_s = matrix[left_out] @ nonnegative_relative(matrix[kept], measured_s[kept])
         ratios += [sample / predicted_s for sample in samples if predicted_s > 0]
-    return dict(zip(names, solution.tolist(), strict=True)), _interval(ratios, len(samples_s))
-
-
-def _interval(ratios: Sequence[float], observations: int) -> Quantiles:
-    """5, 50 and 95 % quantiles, the outer ones moved outwards for few observations as in split conformal prediction."""
-    upper = min(1.0, 0.95 * (1 + 1 / observations))
-    low, high = np.quantile(ratios, 1 - upper, method="lower"), np.quantile(ratios, upper, method="higher")
-    return float(low), float(np.median(ratios)), float(high)
+    low, middle, high = np.quantile(ratios, (0.05, 0.5, 0.95))
+    return dict(zip(names, solution.tolist(), strict=True)), (float(low), float(middle), float(high))
 
 
 def _demand_comparable(observations: Sequence[Observation]) -> None:
