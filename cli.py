@@ -222,6 +222,8 @@ def main() -> NoReturn:
 
     MPC_PARETO_DEBUG=1 shows the traceback of a known error.
     """
+    import verbs  # noqa: F401 - registers the verbs that start parties or train
+
     try:
         app()
     except Exception as error:

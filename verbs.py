@@ -1,0 +1,428 @@
+"""The verbs that start parties or train: bench, calibrate, infer, search, retrain, report, reproduce, demo.
+
+Each is registered on `cli.app` when this module is imported; heavy imports stay inside the verbs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cli import (
+    Batch,
+    Dealer,
+    Functions,
+    InputOwner,
+    JsonOnly,
+    Model,
+    ModelOwner,
+    Networks,
+    PrecisionBits,
+    RevealTo,
+    SchemeName,
+    Transport,
+    Weights,
+    app,
+    finish,
+    progress_console,
+    show,
+)
+from cli import Parties as PartyCount
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mpc.scheme import Scheme
+
+Out = Annotated[Path | None, typer.Option(help="run directory that keeps the records")]
+Seed = Annotated[int, typer.Option(help="seed of weights, data order and search")]
+Repeats = Annotated[int, typer.Option(min=1, help="runs that are timed, after one that is not")]
+
+bench_app = typer.Typer(help="Measure workloads on real parties.", no_args_is_help=True)
+search_app = typer.Typer(help="Search networks under a latency term.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+app.add_typer(search_app, name="search")
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=progress_console)
+
+
+def _scheme(scheme: str, parties: int, functions: str, dealer: str, transport: str, weights: str, bits: int) -> Scheme:
+    from mpc.scheme import Scheme
+
+    return Scheme(scheme, parties, functions, dealer, transport, weights, bits)  # type: ignore[arg-type]
+
+
+def _keep(out: Path | None, name: str, records: Sequence[dict[str, Any]], verb: str) -> None:
+    if out is None:
+        return
+    from bench.run_directory import RunDirectory
+
+    run = RunDirectory.start(out, verb, {}) if not (out / "manifest.json").exists() else RunDirectory.existing(out)
+    for record in records:
+        run.append(name, record)
+
+
+@bench_app.command("attention")
+def bench_attention(
+    tokens: Annotated[int, typer.Option(help="tokens, class token included")] = 65,
+    dim: Annotated[int, typer.Option(help="width of the model")] = 256,
+    heads: Annotated[int, typer.Option(help="heads of the layer")] = 4,
+    kinds: Annotated[str, typer.Option(help="attention kinds, separated by commas; all where left out")] = "",
+    batch: Batch = 1,
+    repeats: Repeats = 5,
+    linformer_k: Annotated[int | None, typer.Option(help="rows of Linformer's projection; round(0.3 N)")] = None,
+    network: Networks = None,
+    scheme: SchemeName = "crypten",
+    functions: Annotated[str, typer.Option(help="documented, released, or both: documented,released")] = "documented",
+    parties: PartyCount = 2,
+    dealer: Dealer = "tfp",
+    transport: Transport = "gloo",
+    weights: Weights = "private",
+    precision_bits: PrecisionBits = 16,
+    seed: Seed = 0,
+    out: Out = None,
+    json_only: JsonOnly = False,
+) -> None:
+    """Measure one attention layer of every kind, projections included, and re-time it on other links.
+
+    Seconds are online seconds of the slowest party on loopback; --network adds rows replayed from the message log.
+    """
+    from bench.attention import AttentionShape, measure_attention
+    from models.kinds import KINDS, kind_named
+    from mpc.network import network as profile
+    from mpc.parties import Parties
+    from workflow import replayed_attention
+
+    shape = AttentionShape(tokens, dim, heads, batch)
+    names = [kind_named(kind).name for kind in kinds.split(",")] if kinds else list(KINDS)
+    schemes = [_scheme(scheme, parties, f, dealer, transport, weights, precision_bits) for f in functions.split(",")]
+    links = [profile(name) for name in network or [] if name != "loopback"]
+    rows: list[dict[str, Any]] = []
+    with _progress() as progress, Parties(schemes[0]) as running:
+        task = progress.add_task("starting parties", total=len(names) * len(schemes))
+
+        def on_kind(what: str) -> None:
+            progress.update(task, description=what, completed=len(rows) // (1 + len(links)))
+
+        for kind in names:
+            for run, record in measure_attention(running, shape, [kind], schemes, repeats, linformer_k, seed, on_kind):
+                rows += [record, *replayed_attention(run, record, links)]
+        progress.update(task, completed=len(names) * len(schemes))
+    _keep(out, "attention", rows, "bench attention")
+    if not json_only:
+        typer.echo(
+            f"one attention layer: {tokens} tokens, {dim} wide, {heads} heads, batch {batch}; {schemes[0].label}"
+        )
+        show(_attention_table(rows))
+    finish({"rows": rows, "reference": "softmax" if "softmax" in names else names[0]})
+
+
+def _attention_table(rows: list[dict[str, Any]]) -> Table:
+    """Columns relative to the first kind under the same functions on the same network."""
+    table = Table("kind", "functions", "network", "mode")
+    for heading in ("rounds", "MB sent", "seconds", "IQR", "relative", "max error", "peak MB"):
+        table.add_column(heading, justify="right")
+    first: dict[tuple[str, str], float] = {}
+    for row in rows:
+        online = row["seconds"]["online"]
+        functions = row["scheme"]["functions"]
+        reference = first.setdefault((functions, row["network"]), online["median"])
+        table.add_row(
+            row["kind"],
+            functions,
+            row["network"],
+            row["mode"],
+            str(row["online"]["rounds"]),
+            f"{row['online']['bytes'] / 1e6:.3f}",
+            f"{online['median']:.4f}",
+            f"{online['iqr']:.4f}",
+            f"{online['median'] / reference:.2f}x",
+            f"{row['max_abs_error']:.1e}",
+            f"{row['peak_bytes'] / 1e6:.0f}",
+        )
+    return table
+
+
+@bench_app.command("model")
+def bench_model(
+    model: Model,
+    batch: Batch = 1,
+    repeats: Repeats = 5,
+    network: Networks = None,
+    scheme: SchemeName = "crypten",
+    functions: Functions = "documented",
+    parties: PartyCount = 2,
+    dealer: Dealer = "tfp",
+    transport: Transport = "gloo",
+    weights: Weights = "private",
+    precision_bits: PrecisionBits = 16,
+    input_owner: InputOwner = 0,
+    model_owner: ModelOwner = 1,
+    reveal_to: RevealTo = 0,
+    seed: Seed = 0,
+    out: Out = None,
+    json_only: JsonOnly = False,
+) -> None:
+    """Measure a whole network with freshly drawn weights on a random input, by operation, and on other links."""
+    import torch
+
+    from bench.secure_run import run_module
+    from models.names import build, input_shape
+    from mpc.network import network as profile
+    from mpc.parties import Parties
+    from mpc.scheme import Roles
+    from workflow import network_rows
+
+    chosen = _scheme(scheme, parties, functions, dealer, transport, weights, precision_bits)
+    links = [profile(name) for name in network or [] if name != "loopback"]
+    torch.manual_seed(seed)
+    module = build(model)
+    inputs = torch.randn(batch, *input_shape(module)[1:])
+    roles = Roles(input_owner, model_owner, reveal_to)
+    with progress_console.status(f"running {model} on {parties} parties"), Parties(chosen) as running:
+        run = run_module(running, module, inputs, chosen, roles, repeats, warm_up=1)
+    with torch.no_grad():
+        error = float((run.output - module(inputs)).abs().max())
+    rows = network_rows(run, model, batch, error, links)
+    _keep(out, "models", rows, "bench model")
+    if not json_only:
+        typer.echo(f"{model}, batch {batch}: {chosen.label}; online phase")
+        table = Table("network", "mode", "seconds", "IQR", "rounds", "MB sent", "max error")
+        for row in rows:
+            online = row["seconds"]["online"]
+            sent = f"{row['online']['bytes'] / 1e6:.2f}"
+            figures = (f"{online['median']:.3f}", f"{online['iqr']:.3f}", str(row["online"]["rounds"]), sent)
+            table.add_row(row["network"], row["mode"], *figures, f"{row['max_abs_error']:.1e}")
+        show(table)
+        by_op = Table("operation", *[row["network"] for row in rows], title="online seconds by operation")
+        for op in sorted(rows[0]["by_op_s"], key=lambda op: -rows[0]["by_op_s"][op]):
+            by_op.add_row(op, *[f"{row['by_op_s'][op]:.4f}" for row in rows])
+        show(by_op)
+    finish({"rows": rows, "reference": None})
+
+
+@bench_app.command("ops")
+def bench_ops(
+    elements: Annotated[int, typer.Option(min=2, help="elements that every function works on")] = 16384,
+    repeats: Repeats = 5,
+    functions: Functions = "documented",
+    parties: PartyCount = 2,
+    dealer: Dealer = "tfp",
+    seed: Seed = 0,
+    out: Out = None,
+    json_only: JsonOnly = False,
+) -> None:
+    """Measure the non-linear functions one by one on the same number of elements."""
+    from bench.operations import measure_operations
+    from mpc.parties import Parties
+
+    chosen = _scheme("crypten", parties, functions, dealer, "gloo", "private", 16)
+    with progress_console.status("measuring operations"), Parties(chosen) as running:
+        rows = measure_operations(running, elements, repeats, seed)
+    _keep(out, "operations", rows, "bench ops")
+    if not json_only:
+        table = Table("operation", "rounds", "bytes an element", "seconds", "IQR", "max error")
+        for row in rows:
+            online = row["seconds"]["online"]
+            cost = f"{row['online']['bytes'] / row['elements']:.1f}"
+            seconds = (f"{online['median']:.4f}", f"{online['iqr']:.4f}")
+            table.add_row(row["op"], str(row["online"]["rounds"]), cost, *seconds, f"{row['max_abs_error']:.1e}")
+        typer.echo(f"{elements} elements; {chosen.label}; online phase on loopback, measured")
+        show(table)
+    finish({"rows": rows, "reference": None})
+
+
+@app.command()
+def calibrate(
+    functions: Functions = "documented",
+    parties: PartyCount = 2,
+    dealer: Dealer = "tfp",
+    weights: Weights = "private",
+    out: Out = None,
+    json_only: JsonOnly = False,
+) -> None:
+    """Measure what the cost model needs on this machine, fit it, and report its error on what was held out."""
+    import workflow
+    from bench.run_directory import write_json
+    from cost_models.calibration import plan, save_default
+    from mpc.parties import Parties
+
+    chosen = _scheme("crypten", parties, functions, dealer, "gloo", weights, 16)
+    with _progress() as progress, Parties(chosen) as running:
+        task = progress.add_task("calibrating", total=None)
+        on_run = lambda i, n, what: progress.update(task, completed=i, total=n, description=what[:50])  # noqa: E731
+        record = workflow.calibrate(running, plan(), chosen, on_run)
+    path = save_default(record, chosen)
+    if out is not None:
+        write_json(out / "calibration.json", record)
+    if not json_only:
+        table = Table("held out", "shape", "measured s", "predicted s", "error")
+        for row in record["held_out"]:
+            error = row["predicted_s"] / row["measured_s"] - 1
+            seconds = (f"{row['measured_s']:.4f}", f"{row['predicted_s']:.4f}")
+            table.add_row(row["what"], row["shape"], *seconds, f"{error:+.1%}")
+        show(table)
+        typer.echo(
+            f"median error {record['median_error']:.1%}, 90th percentile {record['p90_error']:.1%}; kept in {path}"
+        )
+    finish({**record, "kept_in": str(path)})
+
+
+@app.command()
+def infer(
+    model: Annotated[str, typer.Argument(help="folder of a trained network (a run's train/NAME), or a MODEL")],
+    data: Annotated[str, typer.Option(help="digits, or an image folder with train/ and test/")] = "digits",
+    images: Annotated[int, typer.Option(min=1, help="test images, from the first on")] = 64,
+    batch: Batch = 16,
+    functions: Functions = "documented",
+    parties: PartyCount = 2,
+    dealer: Dealer = "tfp",
+    weights: Weights = "private",
+    precision_bits: PrecisionBits = 16,
+    input_owner: InputOwner = 0,
+    model_owner: ModelOwner = 1,
+    reveal_to: RevealTo = 0,
+    out: Out = None,
+    json_only: JsonOnly = False,
+) -> None:
+    """Run real test images through a network securely: accuracy, agreement with the plain reading, latency, health."""
+    from bench.infer import infer as secure_inference
+    from bench.infer import inference_record
+    from models.names import build, input_shape
+    from mpc.parties import Parties
+    from mpc.scheme import Roles
+    from nas.data import load
+    from nas.retrain import load_network
+
+    chosen = _scheme("crypten", parties, functions, dealer, "gloo", weights, precision_bits)
+    folder = Path(model)
+    network = load_network(folder) if folder.is_dir() else build(model)
+    dataset = load(data, input_shape(network)[-1])
+    x, y = dataset.test_images[:images], dataset.test_labels[:images]
+    with _progress() as progress, Parties(chosen) as running:
+        task = progress.add_task("images", total=len(x))
+        on_batch = lambda i, n: progress.update(task, completed=i)  # noqa: E731
+        roles = Roles(input_owner, model_owner, reveal_to)
+        result = secure_inference(running, network, x, y, chosen, roles, batch, on_batch)
+    record = inference_record(result, model)
+    _keep(out, "inference", [record], "infer")
+    if not json_only:
+        table = Table("", "value")
+        for key in (
+            "images",
+            "plain_accuracy",
+            "secure_accuracy",
+            "agreement",
+            "max_logit_difference",
+            "min_plain_margin",
+        ):
+            value = record[key]
+            table.add_row(key.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
+        table.add_row("online seconds an image", f"{record['seconds_per_image']:.4f}")
+        outside = record["health"]["functions_outside_their_domain"]
+        table.add_row("functions outside their domain", str(len(outside)))
+        typer.echo(f"{model} on {data}: {chosen.label}; measured on loopback")
+        show(table)
+    finish(record)
+
+
+@search_app.command("mpcvit")
+def search_mpcvit(
+    out: Annotated[Path, typer.Option(help="run directory; the same command resumes a killed search")],
+    model: Annotated[str, typer.Option(help="a named mpcvit: spec, or spec:PATH")] = "mpcvit:vit_4_4_32_demo",
+    data: Annotated[str, typer.Option(help="digits, or an image folder with train/ and test/")] = "digits",
+    network: Annotated[
+        str, typer.Option(help="the link whose latency is in the loss; l1 for the paper's norm")
+    ] = "cheetah-wan",
+    kinds: Annotated[str, typer.Option(help="the kinds that heads choose from")] = "relu_softmax,scaling",
+    ratios: Annotated[str, typer.Option(help="shares of heads that keep the first kind")] = "0.1,0.3,0.5,0.7",
+    weight: Annotated[float | None, typer.Option(help="weight of the latency (0.05) or L1 (0.05 / 16) term")] = None,
+    epochs: Annotated[int | None, typer.Option(help="epochs of the search; 7 on the digits")] = None,
+    functions: Functions = "documented",
+    seed: Seed = 0,
+    json_only: JsonOnly = False,
+) -> None:
+    """Search the attention kind of every head (MPCViT) under the latency of a named network; needs a calibration.
+
+    Writes front/RATIO.json, a spec for each ratio, with its accuracy right after binarisation.
+    """
+    from workflow import search_on_link
+
+    chosen = _scheme("crypten", 2, functions, "tfp", "gloo", "private", 16)
+    names = tuple(kinds.split(","))
+    shares = [float(ratio) for ratio in ratios.split(",")]
+    with _progress() as progress:
+        task = progress.add_task("searching", total=None)
+        on_epoch = lambda record, total: progress.update(task, completed=record["epoch"] + 1, total=total)  # noqa: E731
+        result = search_on_link(out, model, data, network, names, shares, weight, epochs, chosen, seed, on_epoch)
+    if not json_only:
+        table = Table("ratio", f"heads of {names[0]} by layer", "accuracy before retraining", "predicted s", "spec")
+        for row in result["front"]:
+            seconds = "-" if row["seconds"] is None else f"{row['seconds']:.3f}"
+            table.add_row(f"{row['ratio']:g}", str(row["heads"]), f"{row['accuracy']:.3f}", seconds, row["spec"])
+        show(table)
+    finish(result)
+
+
+@app.command("retrain")
+def retrain_run(
+    run: Annotated[Path, typer.Argument(help="run directory of a search")],
+    data: Annotated[str, typer.Option(help="digits, or an image folder with train/ and test/")] = "digits",
+    distil: Annotated[bool, typer.Option(help="train a softmax teacher first and distil from it")] = True,
+    token_weight: Annotated[float | None, typer.Option(help="weight of token distillation; none by default")] = None,
+    epochs: Annotated[int | None, typer.Option(help="epochs of every training; 14 on the digits")] = None,
+    seed: Seed = 0,
+    json_only: JsonOnly = False,
+) -> None:
+    """Train every network that a search found from fresh weights; the same command resumes."""
+    from workflow import retrain_front
+
+    with _progress() as progress:
+        task = progress.add_task("training", total=None)
+        on_epoch = lambda done, total, what: progress.update(task, completed=done, total=total, description=what)  # noqa: E731
+        rows = retrain_front(run, data, distil, token_weight, epochs, seed, on_epoch)
+    if not json_only:
+        table = Table("network", "test accuracy", "folder")
+        for row in rows:
+            table.add_row(row["name"], f"{row['accuracy']:.4f}", row["folder"])
+        show(table)
+    finish({"rows": rows})
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="run directory with records")],
+    out: Annotated[Path | None, typer.Option(help="folder of the page; RUN/report")] = None,
+) -> None:
+    """Draw fronts and figures and write one self-contained page from a run's records."""
+    from reports import build
+
+    with progress_console.status("drawing"):
+        summary = build(run, out)
+    for line in summary.findings:
+        typer.echo(line)
+    typer.echo(f"page: {summary.page}")
+    finish(summary.to_json())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="run directory; the same command resumes a killed demo")] = Path(
+        "runs/demo"
+    ),
+) -> None:
+    """All of it, small, on the embedded digits: about ten minutes on two cores."""
+    from demo import demo as whole_path
+
+    result = whole_path(out, progress_console)
+    for line in result["findings"]:
+        typer.echo(line)
+    typer.echo(f"page: {result['page']}")
+    finish(result)
