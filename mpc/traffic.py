@@ -25,7 +25,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Correlation:
-    """Dealer randomness that an operation uses up; `dealer_bytes` is what a seed-compressing dealer sends to party 0."""
+    """Dealer randomness that an operation uses up.
+
+    `dealer_bytes` is what a seed-compressing dealer sends to party 0.
+    """
 
     kind: str
     dealer_bytes: int
@@ -67,10 +70,11 @@ class PhaseTraffic:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Traffic in three phases: setup (fixed weights, once), offline (all that the dealer sends), online (input to output).
+    """Traffic in three phases.
 
-    Offline bytes are indexed by the party that *receives* them from the dealer. Under TFP nothing is sent by a dealer:
-    the figure is what a trusted third party would have sent, derived from the correlations used.
+    Setup (fixed weights, once), offline (all that the dealer sends) and online (input to output). Offline bytes are
+    indexed by the party that *receives* them from the dealer. Under TFP nothing is sent by a dealer: the figure is what
+    a trusted third party would have sent, derived from the correlations used.
     """
 
     setup: PhaseTraffic
@@ -129,6 +133,11 @@ def message_traffic(message: Message, parties: int) -> PhaseTraffic:
     raise ValueError(f"no wire model for collective {message.collective!r}")
 
 
+def _divided_up(dividend: int, divisor: int) -> int:
+    """The quotient, rounded up."""
+    return -(-dividend // divisor)
+
+
 def _ring_sent(payload_bytes: int, parties: int, rank: int) -> int:
     """Payload bytes that `rank` writes in gloo's ring all_reduce of one int64 tensor.
 
@@ -136,9 +145,9 @@ def _ring_sent(payload_bytes: int, parties: int, rank: int) -> int:
     successor order leaves out, all-gather the same, so a party sends the whole tensor and one more chunk
     for each further party: chunk lengths differ by rounding, which is why the rank matters.
     """
-    segments = max(-(-payload_bytes // _GLOO_MAX_SEGMENT_BYTES), 2 * parties)
-    segments = -(-segments // parties) * parties
-    segment_bytes = -(-(-(-payload_bytes // segments)) // WORD_BYTES) * WORD_BYTES
+    segments = max(_divided_up(payload_bytes, _GLOO_MAX_SEGMENT_BYTES), 2 * parties)
+    segments = _divided_up(segments, parties) * parties
+    segment_bytes = _divided_up(payload_bytes, segments * WORD_BYTES) * WORD_BYTES
     chunk_bytes = segment_bytes * (segments // parties)
 
     def chunk(index: int) -> int:
