@@ -103,7 +103,8 @@ def _describe_multiply(output: tuple[int, ...], x: object, y: object) -> Mapping
 def _multiply_sends(scheme: Scheme, operation: Operation) -> Events:
     secrets = [o.elements for o in operation.operands if _secret(o)]
     if len(secrets) == 2:
-        return p.product(*secrets, operation.elements, scheme.parties)
+        x, y = secrets
+        return p.product(x, y, operation.elements, scheme.parties)
     return [] if operation["integral"] else _truncates_output(scheme, operation)
 
 
@@ -197,13 +198,7 @@ def _convolution(
     return result if bias is None else result + bias.view(1, -1, 1, 1)
 
 
-def _describe_pool(
-    output: tuple[int, ...], x: Tensor, kernel_size: Any, *args: Any, **kwargs: Any
-) -> Mapping[str, Any]:
-    return {}
-
-
-@row("average_pool", aten.avg_pool2d.default, sends=_truncates_output, describe=_describe_pool)
+@row("average_pool", aten.avg_pool2d.default, sends=_truncates_output)
 def _average_pool(scheme: Scheme, x: Shares, kernel_size: Any, stride: Any = None, padding: Any = 0) -> Shares:
     return x.avg_pool2d(list(kernel_size), stride=list(stride) if stride else None, padding=padding)
 
@@ -325,10 +320,8 @@ def _softmax_sends(scheme: Scheme, operation: Operation) -> Events:
 def _softmax(scheme: Scheme, x: Shares, dim: int, *_: object) -> Shares:
     """Maximum, exp, sum, reciprocal: 115 rounds over 65 entries as released."""
     moved = x.transpose(dim, -1) if dim not in (-1, x.dim() - 1) else x
-    if x.size(dim) == 1 or scheme.functions == "released":
-        result = moved.softmax(-1)
-    else:
-        result = f.softmax(moved)
+    by_crypten = x.size(dim) == 1 or scheme.functions == "released"
+    result = moved.softmax(-1) if by_crypten else f.softmax(moved)
     return result.transpose(dim, -1) if moved is not x else result
 
 
