@@ -1,4 +1,4 @@
-"""Which values a module's functions really meet, seen by the plain reading, against the domains where shares are right."""
+"""Which values a module's functions meet, seen by the plain reading, against the domains where shares are right."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ _DOMAINS: dict[Any, tuple[str, Callable[..., Tensor], Span, Span]] = {
 }
 
 
-class _Observer(TorchDispatchMode):
+class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's `__init_subclass__`
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.site = ""
         self.spans: dict[tuple[str, Any], Span] = {}
 

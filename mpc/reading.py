@@ -37,7 +37,9 @@ def shape_reading(module: nn.Module, input_shape: tuple[int, ...], weights: Weig
     with module_sites(module, reading):
         secret = reading.wrap(input_shape, None, "secret")
         shared = weight_tensors(module) if weights == "private" else {}
-        wrapped = {name: reading.wrap(tensor.shape, None, "weight") for name, tensor in shared.items()}
+        wrapped: dict[str, Tensor] = {
+            name: reading.wrap(tensor.shape, None, "weight") for name, tensor in shared.items()
+        }
         output = torch.func.functional_call(module, wrapped, (secret,), tie_weights=False)
     _demand_secret(output)
     return Trace(tuple(reading.operations))

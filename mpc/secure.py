@@ -28,7 +28,7 @@ _VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 
 @dataclass(frozen=True, slots=True)
 class ForwardResult:
-    """What one party knows after its runs: the result where it was revealed to it, logs, its trace and its peak memory."""
+    """What one party knows after its runs: the result where revealed to it, logs, its trace and its peak memory."""
 
     output: Tensor | None
     logs: tuple[MessageLog, ...]
@@ -78,9 +78,10 @@ def _shares_of(tree: Any) -> Any:
 
 
 def encode(values: Tensor, scheme: Scheme, what: str) -> Tensor:
-    """Fixed-point integers nearest to `values`; ValueError for NaN, infinity or magnitudes that do not survive a product.
+    """Fixed-point integers nearest to `values`.
 
-    Unlike CrypTen's encoder, which turns all of these into -2^47 without a word and rounds towards zero.
+    Raises ValueError for NaN, infinity or magnitudes that do not survive a product. Unlike CrypTen's encoder, which
+    turns all of these into -2^47 without a word and rounds towards zero.
     """
     if not torch.isfinite(values).all():
         raise ValueError(f"{what} holds NaN or infinity; shares can hold neither")
@@ -88,7 +89,8 @@ def encode(values: Tensor, scheme: Scheme, what: str) -> Tensor:
     largest = float(values.abs().max()) if values.numel() else 0.0
     if largest >= bound:
         raise ValueError(
-            f"{what} reaches {largest:.4g}; with {scheme.precision_bits} fraction bits values must stay below {bound:.6g}"
+            f"{what} reaches {largest:.4g}; "
+            f"with {scheme.precision_bits} fraction bits values must stay below {bound:.6g}"
         )
     return torch.round(values.double() * 2.0**scheme.precision_bits).long()
 
@@ -147,24 +149,24 @@ def secure_forward(
 def reveal(shares: Shares, to: int | None) -> Tensor | None:
     """Open shares to all parties, or to one; None at a party that learns nothing.
 
-    Opening to one party gathers the shares there. Unlike CrypTen's `reveal(dst)`, which calls gloo's reduce: its ring adds
-    up half of the tensor at the other party, who so learns that half of the result.
+    Opening to one party gathers the shares there. Unlike CrypTen's `reveal(dst)`, which calls gloo's reduce: its ring
+    adds up half of the tensor at the other party, who so learns that half of the result.
     """
     import crypten.communicator as comm
 
-    encoder = shares.encoder
     if to is None:
-        opened = comm.get().all_reduce(shares.share)
+        opened: Tensor = comm.get().all_reduce(shares.share)
     else:
         gathered = comm.get().gather(shares.share.contiguous(), to)
         if gathered[0] is None:
             return None
         opened = torch.stack(gathered).sum(0)
-    return (opened.double() / encoder.scale).float()
+    scale: int = shares.encoder.scale
+    return (opened.double() / scale).float()
 
 
-def _share_weights(module: nn.Module, reading: SecureReading, roles: Roles) -> dict[str, SecureTensor]:
-    shared = {}
+def _share_weights(module: nn.Module, reading: SecureReading, roles: Roles) -> dict[str, Tensor]:
+    shared: dict[str, Tensor] = {}
     for name, tensor in weight_tensors(module).items():
         values = None if tensor.is_meta else tensor.detach()
         shares = share(values, tuple(tensor.shape), roles.model_owner, reading.scheme, f"weight {name}")
@@ -189,5 +191,8 @@ def _settings(scheme: Scheme) -> Iterator[None]:
 
 
 def expected_wraps(largest: float, truncations: int, precision_bits: int = 16) -> float:
-    """Expected number of elements that local truncation at two parties ruins: |v| 2^(2f - 64) each, error 2^(64 - 2f)."""
+    """Expected number of elements that local truncation at two parties ruins.
+
+    Each truncated element is ruined with probability |v| 2^(2f - 64), and is then off by 2^(64 - 2f).
+    """
     return truncations * largest * math.ldexp(1.0, 2 * precision_bits - 64)

@@ -1,7 +1,8 @@
 """SecureTensor: a tensor whose values nobody holds, and the dispatch that both readings share.
 
-The secure reading puts CrypTen shares behind it, the shape reading puts nothing. Which row an operation takes, how it is
-described and where it happened is decided here, once, from shapes and visibility alone: so both readings see the same.
+The secure reading puts CrypTen shares behind it, the shape reading puts nothing. Which row an operation takes, how it
+is described and where it happened is decided here, once, from shapes and visibility alone: so both readings see the
+same.
 """
 
 from __future__ import annotations
@@ -49,9 +50,12 @@ class SecureTensor(torch.Tensor):
     aliases: weakref.WeakSet[SecureTensor]
 
     @staticmethod
-    def __new__(cls, shape: Sequence[int], shares: Any, visibility: Visibility, reading: Reading) -> SecureTensor:
+    def __new__(
+        cls: type[SecureTensor], shape: Sequence[int], shares: Any, visibility: Visibility, reading: Reading
+    ) -> SecureTensor:
         """Wrap `shares` of a tensor of `shape`; strides are always reported as contiguous."""
-        tensor: SecureTensor = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=torch.float32, device="cpu")
+        cpu = torch.device("cpu")
+        tensor = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=torch.float32, device=cpu)
         tensor.shares, tensor.visibility, tensor.reading = shares, visibility, reading
         tensor.aliases = weakref.WeakSet([tensor])
         return tensor
@@ -59,10 +63,12 @@ class SecureTensor(torch.Tensor):
     def __init__(self, *_: object) -> None:
         """Everything is set in `__new__`."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Run one operation on secrets: look its row up, refuse it by name, or let torch decompose it."""
         kwargs = kwargs or {}
         first = next(a for a in tree_iter((args, kwargs)) if isinstance(a, SecureTensor))
@@ -72,7 +78,7 @@ class SecureTensor(torch.Tensor):
         """Shape and visibility; there are no values to print."""
         return f"SecureTensor(shape={tuple(self.shape)}, visibility={self.visibility!r})"
 
-    def numpy(self, **_: object) -> NoReturn:  # type: ignore[override]
+    def numpy(self, **_: object) -> NoReturn:
         """Always raises SecretError."""
         self.reading.refuse("numpy()", "it needs the value of a secret")
 
