@@ -50,7 +50,7 @@ class Inference:
 
     @property
     def min_plain_margin(self) -> float:
-        """Smallest distance between the two largest plain logits: a difference below half of it cannot change the class."""
+        """Smallest gap between the two largest plain logits: a difference below half of it cannot change the class."""
         top = self.plain_logits.topk(2, dim=1).values
         return float((top[:, 0] - top[:, 1]).min())
 

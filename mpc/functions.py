@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,17 +22,16 @@ Shares = Any  # crypten.mpc.MPCTensor; untyped upstream
 Events = p.Events
 
 EXP_SQUARINGS = 6
-EXP_DOMAIN = (
-    -117.0,
-    10.0,
-)  # below, 1 + u + u^2 / 2 at u = x / 64 leaves (-0.85, 0.85) and its 64th power is not near 0
+# Below, 1 + u + u^2 / 2 at u = x / 64 leaves (-0.85, 0.85) and its 64th power is not near 0.
+EXP_DOMAIN = (-117.0, 10.0)
 
 # Positive arguments are brought into [1, 4) by comparing with powers of 4 from 4^-6 to 4^7.
 _EXPONENTS = range(-6, 8)
 THRESHOLDS = len(_EXPONENTS)
 POSITIVE_DOMAIN = (4.0**-7, 4.0**8)
 
-# 1 / x on [1, 4] as A - B x: 1 - x (A - B x) equioscillates at 1 / T2(5/3) = 0.2195 (Chebyshev), three Newton steps: 5e-6.
+# 1 / x on [1, 4] as A - B x: 1 - x (A - B x) equioscillates at 1 / T2(5/3) = 0.2195 (Chebyshev),
+# three Newton steps: 5e-6.
 _RECIPROCAL_START = (0.9756098, 0.1951220)
 _RECIPROCAL_STEPS = 3
 # x^(-1/2) on [1, 4] as A - B x, minimax relative error 0.086 (linear programming), two Newton steps: 2e-4.
@@ -171,7 +171,10 @@ def softmax_released_events(rows: int, length: int, parties: int) -> Events:
 
 
 def row_normalize(x: Shares, eps: float) -> Shares:
-    """x / (sum x + eps) over the last dimension for x >= 0, as (x / mean) / L so that the reciprocal keeps its digits."""
+    """x / (sum x + eps) over the last dimension for x >= 0.
+
+    Computed as (x / mean) / L, so that the reciprocal keeps its digits.
+    """
     length = x.size(-1)
     mean = (x.sum(-1, keepdim=True) + eps).div(length)
     return (x * reciprocal_positive(mean)).div(length)
@@ -249,7 +252,7 @@ def _bucket_values(bits: Shares, values: Sequence[float]) -> Shares:
     zero = MPCTensor.from_shares(bits.share[0])
     scale = zero.encoder.scale
     encoded = [round(value * scale) for value in values]
-    steps = torch.tensor([a - b for a, b in zip(encoded, encoded[1:], strict=False)])
+    steps = torch.tensor([a - b for a, b in pairwise(encoded)])
     share = (bits.share * steps.view(-1, *[1] * zero.dim())).sum(0)
     if zero._tensor.rank == 0:
         share = share + encoded[-1]

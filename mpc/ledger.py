@@ -43,7 +43,8 @@ _CORRELATIONS = {
 class LogEntry:
     """One event of a party: an online message, a message of the stand-in dealer, or a correlation used up.
 
-    `compute_s` is the time since the previous message ended (dealer's work left out), `wait_s` the time inside the call.
+    `compute_s` is the time since the previous message ended (dealer's work left out), `wait_s` the time inside the
+    call.
     """
 
     op: str

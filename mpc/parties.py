@@ -48,8 +48,8 @@ class Party:
 class Parties:
     """Party processes for schemes that agree on the number of parties and the dealer.
 
-    Use as a context manager. Raises PartyError where a party fails, dies or is silent beyond the deadline; all processes
-    are gone by then.
+    Use as a context manager. Raises PartyError where a party fails, dies or is silent beyond the deadline; all
+    processes are gone by then.
     """
 
     def __init__(self, scheme: Scheme, threads: int = 1, deadline_s: float = 600.0) -> None:

@@ -106,7 +106,10 @@ def inverse_square_root(n: int, parties: int, newton_steps: int = 3) -> Events:
 
 
 def power(exponent: int, n: int, parties: int) -> Events:
-    """CrypTen's integer power by repeated squaring (its odd powers from 5 up are wrong, the traffic is what it sends)."""
+    """CrypTen's integer power by repeated squaring.
+
+    Its odd powers from 5 up are wrong; the traffic is what it sends.
+    """
     if exponent == 1:
         return []
     if exponent == 2:

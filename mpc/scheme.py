@@ -53,7 +53,8 @@ class Scheme:
     def label(self) -> str:
         """One line for tables and figures: scheme, transport, dealer and what the dealer means."""
         dealer = "TFP: benchmark only" if self.dealer == "tfp" else "TTP"
-        return f"{self.name} ({self.functions} functions), {self.parties} parties, {self.transport}, dealer {dealer}, weights {self.weights}"
+        protocol = f"{self.name} ({self.functions} functions)"
+        return f"{protocol}, {self.parties} parties, {self.transport}, dealer {dealer}, weights {self.weights}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a record."""

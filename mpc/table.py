@@ -24,7 +24,10 @@ Describe = Callable[..., Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One secure operation: `secure` maps shares to shares, `sends` lists what that costs, `describe` names attributes."""
+    """One secure operation.
+
+    `secure` maps shares to shares, `sends` lists what that costs, `describe` names attributes.
+    """
 
     name: str
     secure: Secure
@@ -45,8 +48,9 @@ def _no_attributes(*_: object, **__: object) -> Mapping[str, Any]:
 def row(name: str, *overloads: Any, sends: Sends, describe: Describe = _no_attributes) -> Callable[[Secure], Secure]:
     """Register the decorated function as the secure form of `overloads`.
 
-    It is called as `secure(scheme, *args, **kwargs)` with shares in place of secret tensors. `describe` is called with the
-    original arguments and returns what `sends` needs beyond shapes. Raises ValueError for a name or overload taken twice.
+    It is called as `secure(scheme, *args, **kwargs)` with shares in place of secret tensors. `describe` is called with
+    the original arguments and returns what `sends` needs beyond shapes. Raises ValueError for a name or overload taken
+    twice.
     """
 
     def register(secure: Secure) -> Secure:

@@ -18,7 +18,10 @@ Attribute = tuple[str, int | float | str | bool | tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """One input of an operation: its shape and who can see it. A `weight` is a secret that stays the same between inputs."""
+    """One input of an operation: its shape and who can see it.
+
+    A `weight` is a secret that stays the same between inputs.
+    """
 
     shape: tuple[int, ...]
     visibility: Visibility
