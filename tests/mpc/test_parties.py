@@ -117,7 +117,7 @@ def test_who_learns_the_result_is_an_option(three_parties: Parties, reveal_to: i
     roles = Roles(input_owner=2, model_owner=0, reveal_to=reveal_to)
     run = run_module(three_parties, Apply("negate").eval(), x, roles=roles)
     assert (run.output + x).abs().max() < 1e-4
-    receivers = {None: (0, 1, 2)}.get(reveal_to, (reveal_to,))
+    receivers = (0, 1, 2) if reveal_to is None else (reveal_to,)
     assert tuple(p for p, rounds in enumerate(run.reveal_log.traffic.online.rounds) if rounds) == receivers
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -61,7 +63,8 @@ def test_index_buffers_stay_public_and_tied_weights_are_shared_once() -> None:
             self.register_buffer("order", torch.arange(6, -1, -1))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.b(self.a(x)).index_select(-1, self.order)
+            result: torch.Tensor = self.b(self.a(x)).index_select(-1, self.order)
+            return result
 
     trace = shape_reading(Tied().eval(), (2, 7))
     assert [operation.op for operation in trace.operations] == ["linear", "linear"]
@@ -125,7 +128,7 @@ def test_networks_are_found_by_name_or_made_ad_hoc() -> None:
         ({"precision_bits": 40}, "8..24"),
     ],
 )
-def test_a_wrong_scheme_cannot_exist(options: dict, message: str) -> None:
+def test_a_wrong_scheme_cannot_exist(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Scheme(**options)
 

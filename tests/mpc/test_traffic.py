@@ -17,7 +17,7 @@ from tests.mpc.workloads import FUNCTIONS, Apply, Convolution, Encoder
 SHAPES = {2: (2, 3, 7), 3: (1, 5, 7)}
 
 
-def _cost(events: list) -> tuple[int, int]:
+def _cost(events: primitives.Events) -> tuple[int, int]:
     online = tally(events, 2).online
     assert online.rounds[0] == online.rounds[1] and online.bytes[0] == online.bytes[1]
     return online.rounds[0], online.bytes[0]
@@ -82,7 +82,7 @@ def test_gather_costs_only_those_who_send_and_the_one_who_waits() -> None:
 
 
 def test_traffic_adds_and_scales_exactly() -> None:
-    events = [Message("all_reduce", (24,)), Correlation("square", 24)]
+    events: primitives.Events = [Message("all_reduce", (24,)), Correlation("square", 24)]
     assert tally(events * 5, 3) == tally(events, 3) * 5 == sum([tally(events, 3)] * 5, Traffic.zero(3))
 
 

@@ -82,7 +82,8 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of images (B, 3, 4, 7)."""
         pooled = F.avg_pool2d(F.relu6(self.conv(x)), (3, 2))
-        return self.out(pooled.flatten(1))
+        logits: Tensor = self.out(pooled.flatten(1))
+        return logits
 
 
 class Encoder(nn.Module):
@@ -94,7 +95,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """One layer on x (B, N, 8)."""
-        return self.layer(x)
+        encoded: Tensor = self.layer(x)
+        return encoded
 
 
 class Misbehaving(nn.Module):
@@ -106,7 +108,8 @@ class Misbehaving(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Calls the offender, so that an error can name it."""
-        return self.inner(x)
+        result: Tensor = self.inner(x)
+        return result
 
 
 class Offender(nn.Module):
@@ -133,7 +136,8 @@ class Offender(nn.Module):
             row = y[0]
             row.mul_(2.0)
             return y
-        return torch.linalg.qr(x)[0]
+        orthogonal: Tensor = torch.linalg.qr(x)[0]
+        return orthogonal
 
 
 class FailsAtParty(nn.Module):
