@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from mpc import rows, structure  # noqa: F401 - importing registers the table
+from mpc import rows  # noqa: F401 - importing registers the table
 from mpc.scheme import Weights
 from mpc.table import Row
 from mpc.tensor import Reading, SecureTensor, module_sites

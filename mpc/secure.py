@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from mpc import rows, structure  # noqa: F401 - importing registers the table
+from mpc import rows  # noqa: F401 - importing registers the table
 from mpc.crypten_import import import_crypten
 from mpc.ledger import Ledger, MessageLog
 from mpc.reading import weight_tensors

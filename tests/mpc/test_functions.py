@@ -30,7 +30,7 @@ def test_every_row_computes_what_the_plain_reading_computes(request: pytest.Fixt
     x = torch.randn(4, 3, 7, generator=torch.Generator().manual_seed(count))
     for name in FUNCTIONS:
         positive = name in ("divide_by_secret",)
-        bound = 1e-2 if name in ("sigmoid", "tanh", "silu") else 5e-3  # CrypTen's own
+        bound = 1e-2 if name in ("sigmoid", "tanh", "silu", "exp") else 5e-3  # CrypTen's own; exp reaches e^0 and above
         assert _worst(parties, name, x.abs() if positive else x) < bound, name
     torch.manual_seed(3)
     for module, shape in ((Convolution().eval(), (2, 3, 4, 7)), (Encoder().eval(), (2, 5, 8))):
