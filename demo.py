@@ -6,9 +6,11 @@ a training continues from its last epoch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +22,57 @@ from bench.attention import AttentionShape, measure_attention
 from bench.machine import usable_cores
 from bench.records import SCHEMA, plain
 from bench.run_directory import RunDirectory
-from cost_models.calibration import plan
-from cost_models.latency_term import MixtureLatency, mixture_latency
+from cost_models.calibration import CalibrationPlan, plan
+from cost_models.latency_term import mixture_latency
 from cost_models.linear import CostModel
-from models.names import spec_named
+from models.kinds import KINDS
+from models.names import SPECS
 from models.spec import ViTSpec
 from mpc.network import network
 from mpc.parties import Parties
 from mpc.scheme import Scheme
-from nas.binarise import binarise
+from nas.binarise import KindsPerLayer, binarise
 from nas.data import load
 from nas.jobs import Job, run_jobs
 from nas.objectives import L1, Latency, Objective
 from nas.retrain import load_network, retrain, train_teacher
 from nas.search_mpcvit import SearchResult, search
-from nas.settings import DEMO_L1_WEIGHT, DEMO_LATENCY_WEIGHT, DEMO_RETRAIN, DEMO_SEARCH, DEMO_TEACHER
+from nas.settings import DEMO_L1_WEIGHT, DEMO_LATENCY_WEIGHT, DEMO_RETRAIN, DEMO_SEARCH, DEMO_TEACHER, TrainSettings
+from nas.training import accuracy
+from reports import ReportSummary, build
 
 Record = dict[str, Any]
 
-SPEC = "mpcvit:vit_4_4_32_demo"
-KINDS = ("relu_softmax", "scaling")
-LINKS = ("cheetah-lan", "cheetah-wan")
-RATIOS = (0.25, 0.5, 0.75)
-RETRAINED_RATIOS = (0.25, 0.5)
-SEEDS = (0, 1)
-SECURE_IMAGES = 64
+
+@dataclass(frozen=True, slots=True)
+class DemoSettings:
+    """The demo's fixed choices; the defaults are the product's, others serve tests.
+
+    `ratios` are binarised and compared, `retrained_ratios` of the first seed are retrained and measured as well.
+    """
+
+    spec: ViTSpec = SPECS["vit_4_4_32_demo"]
+    kinds: tuple[str, str] = ("relu_softmax", "scaling")
+    links: tuple[str, ...] = ("cheetah-lan", "cheetah-wan")
+    ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
+    retrained_ratios: tuple[float, ...] = (0.25, 0.5)
+    seeds: tuple[int, ...] = (0, 1)
+    shape: AttentionShape = field(default_factory=AttentionShape)
+    repeats: int = 5
+    plan: CalibrationPlan = field(default_factory=plan)
+    teacher: TrainSettings = DEMO_TEACHER
+    search: TrainSettings = DEMO_SEARCH
+    retrain: TrainSettings = DEMO_RETRAIN
+    secure_images: int = 64
+
+    def to_json(self) -> Record:
+        """What a resumed run must agree on."""
+        chosen = {
+            name: getattr(self, name) for name in ("links", "ratios", "retrained_ratios", "kinds", "secure_images")
+        }
+        epochs = {name: getattr(self, name).total_epochs for name in ("teacher", "search", "retrain")}
+        return {"spec": self.spec.name, **chosen, "shape": asdict(self.shape), "epochs": epochs}
+
 
 # Share of the whole that each step takes on 2 cores, for the time that remains; measured on this project's machine.
 _WEIGHTS = {"attention": 14.0, "calibrate": 65.0, "search": 150.0, "retrain": 200.0, "measure": 130.0, "report": 8.0}
@@ -92,21 +120,22 @@ class _Steps:
             self._console.print(f"{step} done")
 
 
-def demo(out: Path, console: Console) -> Record:
-    """Run or resume the demo in `out`; returns the report's findings, the page and what was measured."""
-    scheme = Scheme()
-    arguments = {"spec": SPEC, "links": list(LINKS), "ratios": list(RATIOS), "secure_images": SECURE_IMAGES}
-    run = RunDirectory.start(out, "demo", arguments, SEEDS)
+def demo(out: Path, console: Console, settings: DemoSettings | None = None) -> Record:
+    """Run or resume the demo in `out`; returns the report's findings, the page and what was measured.
+
+    Raises ValueError where `out` holds a run of other settings.
+    """
+    chosen = settings or DemoSettings()
+    run = RunDirectory.start(out, "demo", chosen.to_json(), chosen.seeds)
     steps = _Steps(console)
     with steps.shown():
-        calibration = _bench_and_calibrate(run, scheme, steps)
+        whole = _Demo(run, chosen, Scheme(), steps)
+        calibration = whole.bench_and_calibrate()
         cost_model = CostModel.from_json(calibration)
-        spec = spec_named(SPEC)
-        latencies = {link: mixture_latency(spec, KINDS, cost_model, scheme, network(link)) for link in LINKS}
-        found = _search(run, spec, latencies, steps)
-        accuracies = _retrain(run, found, steps)
-        candidates = _measure(run, scheme, found, accuracies, cost_model, steps)
-        summary = _report(run, steps)
+        found = whole.search(cost_model)
+        accuracies = whole.retrain(found)
+        candidates = whole.measure(found, accuracies, cost_model)
+        summary = whole.report()
     return {
         "run": str(run.path),
         "findings": list(summary.findings),
@@ -116,168 +145,180 @@ def demo(out: Path, console: Console) -> Record:
     }
 
 
-def _bench_and_calibrate(run: RunDirectory, scheme: Scheme, steps: _Steps) -> Record:
-    """Attention kinds measured and replayed, the cost model fitted and tested; both on one set of party processes."""
-    if not (run.done("attention") and run.done("calibrate")):
-        steps.update("attention", 0.0, "starting two parties")
-        with Parties(scheme) as parties:
-            run.step("attention", lambda: _attention(parties, steps))
-            steps.finish("attention")
-            progress = lambda i, n, what: steps.update("calibrate", i / n, what)  # noqa: E731
-            calibration = run.step("calibrate", lambda: workflow.calibrate(parties, plan(), scheme, progress))
-    else:
-        steps.finish("attention")
-        calibration = run.step("calibrate", dict)
-    steps.finish("calibrate")
-    _write_lines(run, "attention", run.step("attention", list))
-    run.write_json("calibration.json", calibration)
-    return dict(calibration)
+@dataclass(frozen=True, slots=True)
+class _Demo:
+    """The steps of one demo; each reads what is on disk before it computes."""
 
+    run: RunDirectory
+    settings: DemoSettings
+    scheme: Scheme
+    steps: _Steps
 
-def _attention(parties: Parties, steps: _Steps) -> list[Record]:
-    shape, seen = AttentionShape(), iter(range(100))
-    progress = lambda what: steps.update("attention", next(seen) / 7, what)  # noqa: E731
-    records: list[Record] = []
-    for secure_run, record in measure_attention(parties, shape, repeats=5, progress=progress):
-        links = [network(link) for link in LINKS]
-        records += [record, *workflow.replayed_attention(secure_run, record, links)]
-    return [{"schema": SCHEMA, **record} for record in records]
+    def bench_and_calibrate(self) -> Record:
+        """Attention kinds measured and replayed, the cost model fitted and tested; on one set of party processes."""
+        with ExitStack() as stack:
+            parties: Parties | None = None
+            if not (self.run.done("attention") and self.run.done("calibrate")):
+                self.steps.update("attention", 0.0, "starting two parties")
+                parties = stack.enter_context(Parties(self.scheme))
+            attention = self.run.step("attention", lambda: self._attention(parties))
+            self.steps.finish("attention")
+            calibration = self.run.step("calibrate", lambda: self._calibration(parties))
+        self.steps.finish("calibrate")
+        _write_lines(self.run, "attention", attention)
+        self.run.write_json("calibration.json", calibration)
+        return dict(calibration)
 
+    def _attention(self, parties: Parties | None) -> list[Record]:
+        assert parties is not None
+        done = iter(range(1000))
+        records: list[Record] = []
+        links = [network(link) for link in self.settings.links]
 
-def _search(run: RunDirectory, spec: ViTSpec, latencies: Mapping[str, MixtureLatency], steps: _Steps) -> list[Found]:
-    """Teacher and searches side by side; the networks worth retraining, and the comparison of links."""
-    objectives: list[Objective] = [Latency(latency, DEMO_LATENCY_WEIGHT) for latency in latencies.values()]
-    pairs: list[tuple[Objective, int]] = [(objective, seed) for seed in SEEDS for objective in objectives]
-    pairs.append((L1(DEMO_L1_WEIGHT, KINDS), SEEDS[0]))
-    shared = {"spec": spec, "dataset": "digits"}
-    teacher = {**shared, "settings": DEMO_TEACHER, "seed": SEEDS[0], "folder": run.path / "train" / "softmax"}
-    jobs = [Job("teacher", train_teacher, teacher)]
-    for objective, seed in pairs:
-        folder = run.path / "search" / f"{objective.name.replace('@', '-')}-{seed}"
-        given = {**shared, "objective": objective, "settings": DEMO_SEARCH, "seed": seed, "folder": folder}
-        jobs.append(Job(f"{objective.name}, seed {seed}", search, given))
-    epochs = DEMO_TEACHER.total_epochs + len(pairs) * DEMO_SEARCH.total_epochs
-    results: list[SearchResult] = _train(jobs, "search", epochs, steps)[1:]
-    _write_lines(run, "search", [record for result in results for record in result.records])
-    chosen = [(result, ratio, binarise(result.p_LHK, result.kinds, ratio)) for result in results for ratio in RATIOS]
-    rows = [(result.objective, result.seed, ratio, kinds) for result, ratio, kinds in chosen]
-    run.write_json("cross_table.json", workflow.cross_table(rows, latencies, KINDS[0]))
-    steps.finish("search")
-    return _worth_retraining(spec, chosen)
+        def on_kind(what: str) -> None:
+            self.steps.update("attention", min(1.0, next(done) / len(KINDS)), what)
 
+        for run, record in measure_attention(
+            parties, self.settings.shape, repeats=self.settings.repeats, progress=on_kind
+        ):
+            records += [record, *workflow.replayed_attention(run, record, links)]
+        return records
 
-def _worth_retraining(spec: ViTSpec, chosen: Sequence[tuple[SearchResult, float, Any]]) -> list[Found]:
-    """One kind everywhere, and what the first seed of each search on a link found; each architecture once."""
-    found = [Found(kind, spec.with_kinds(kind), "uniform", SEEDS[0], None) for kind in ("softmax", *KINDS)]
-    for result, ratio, kinds in chosen:
-        wanted = result.seed == SEEDS[0] and ratio in RETRAINED_RATIOS and result.objective != "l1"
-        if wanted:
-            short = result.objective.rpartition("@")[2].removeprefix("cheetah-")
-            name = f"{short} {ratio:g}"
-            found.append(Found(name, spec.with_kinds(kinds), f"mpcvit/{result.objective}", result.seed, ratio))
-    first = {item.spec: item for item in reversed(found)}
-    return [item for item in found if first[item.spec] is item]
+    def _calibration(self, parties: Parties | None) -> Record:
+        assert parties is not None
 
+        def on_run(number: int, count: int, what: str) -> None:
+            self.steps.update("calibrate", number / count, what)
 
-def _retrain(run: RunDirectory, found: Sequence[Found], steps: _Steps) -> dict[str, float]:
-    """Every network from fresh weights, distilled from the teacher; test accuracy by name."""
-    teacher = run.path / "train" / "softmax"
-    jobs = [
-        Job(
-            item.name,
-            retrain,
-            {
-                "spec": item.spec,
-                "dataset": "digits",
-                "settings": DEMO_RETRAIN,
-                "seed": item.seed,
-                "folder": _folder(run, item),
-                "teacher": teacher,
-            },
-        )
-        for item in found
-        if item.name != "softmax"
-    ]
-    trained = _train(jobs, "retrain", len(jobs) * DEMO_RETRAIN.total_epochs, steps)
-    accuracies = {job.name: result.accuracy for job, result in zip(jobs, trained, strict=True)}
-    dataset = load("digits")
-    from nas.training import accuracy
+        return workflow.calibrate(parties, self.settings.plan, self.scheme, on_run)
 
-    accuracies["softmax"] = accuracy(load_network(teacher), dataset.test_images, dataset.test_labels)
-    steps.finish("retrain")
-    return accuracies
+    def search(self, cost_model: CostModel) -> list[Found]:
+        """Teacher and searches side by side; the networks worth retraining, and the comparison of links."""
+        spec, kinds, seeds = self.settings.spec, self.settings.kinds, self.settings.seeds
+        latencies = {
+            link: mixture_latency(spec, kinds, cost_model, self.scheme, network(link)) for link in self.settings.links
+        }
+        objectives: list[Objective] = [Latency(latency, DEMO_LATENCY_WEIGHT) for latency in latencies.values()]
+        pairs: list[tuple[Objective, int]] = [(objective, seed) for seed in seeds for objective in objectives]
+        pairs.append((L1(DEMO_L1_WEIGHT, kinds, kinds[0]), seeds[0]))
+        shared = {"spec": spec, "dataset": "digits"}
+        teacher = {**shared, "settings": self.settings.teacher, "seed": seeds[0], "folder": self._folder("softmax")}
+        jobs = [Job("teacher", train_teacher, teacher)]
+        for objective, seed in pairs:
+            folder = self.run.path / "search" / f"{objective.name.replace('@', '-')}-{seed}"
+            given = {"objective": objective, "settings": self.settings.search, "seed": seed, "folder": folder}
+            jobs.append(Job(f"{objective.name}, seed {seed}", search, {**shared, **given}))
+        epochs = self.settings.teacher.total_epochs + len(pairs) * self.settings.search.total_epochs
+        results: list[SearchResult] = self._train(jobs, "search", epochs)[1:]
+        _write_lines(self.run, "search", [record for result in results for record in result.records])
+        chosen = [
+            (result, ratio, binarise(result.p_LHK, result.kinds, ratio, keep=kinds[0]))
+            for result in results
+            for ratio in self.settings.ratios
+        ]
+        rows = [(result.objective, result.seed, ratio, heads) for result, ratio, heads in chosen]
+        self.run.write_json("cross_table.json", workflow.cross_table(rows, latencies, kinds[0]))
+        self.steps.finish("search")
+        return self._worth_retraining(chosen)
 
+    def _worth_retraining(self, chosen: Sequence[tuple[SearchResult, float, KindsPerLayer]]) -> list[Found]:
+        """One kind everywhere, and what the first seed of each search on a link found; each architecture once."""
+        spec, seed = self.settings.spec, self.settings.seeds[0]
+        found = [
+            Found(kind, spec.with_kinds(kind), "uniform", seed, None) for kind in ("softmax", *self.settings.kinds)
+        ]
+        for result, ratio, kinds in chosen:
+            if result.seed == seed and ratio in self.settings.retrained_ratios and result.latency_s is not None:
+                name = f"{result.objective.rpartition('@')[2].removeprefix('cheetah-')} {ratio:g}"
+                found.append(Found(name, spec.with_kinds(kinds), f"mpcvit/{result.objective}", seed, ratio))
+        first = {item.spec: item for item in reversed(found)}
+        return [item for item in found if first[item.spec] is item]
 
-def _folder(run: RunDirectory, item: Found) -> Path:
-    return run.path / "train" / item.name.replace(" ", "-")
+    def retrain(self, found: Sequence[Found]) -> dict[str, float]:
+        """Every network from fresh weights, distilled from the teacher; test accuracy by name."""
+        shared = {"dataset": "digits", "settings": self.settings.retrain, "teacher": self._folder("softmax")}
+        jobs = [
+            Job(item.name, retrain, {**shared, "spec": item.spec, "seed": item.seed, "folder": self._folder(item.name)})
+            for item in found
+            if item.name != "softmax"
+        ]
+        trained = self._train(jobs, "retrain", len(jobs) * self.settings.retrain.total_epochs)
+        accuracies = {job.name: result.accuracy for job, result in zip(jobs, trained, strict=True)}
+        dataset = load("digits")
+        teacher = load_network(self._folder("softmax"))
+        self.steps.finish("retrain")
+        return {"softmax": accuracy(teacher, dataset.test_images, dataset.test_labels), **accuracies}
 
+    def _folder(self, name: str) -> Path:
+        return self.run.path / "train" / name.replace(" ", "-")
 
-def _train(jobs: Sequence[Job], step: str, epochs: int, steps: _Steps) -> list[Any]:
-    """Run trainings on all cores; progress counts epochs, those done before a resume included when their job ends."""
-    done = {job.name: 0 for job in jobs}
+    def _train(self, jobs: Sequence[Job], step: str, epochs: int) -> list[Any]:
+        """Run trainings on all cores; progress counts epochs."""
+        done = {job.name: 0 for job in jobs}
 
-    def on_epoch(job: Job, record: Mapping[str, Any]) -> None:
-        done[job.name] = record["epoch"] + 1
-        steps.update(step, min(1.0, sum(done.values()) / epochs), f"{job.name}, epoch {done[job.name]}")
+        def on_epoch(job: Job, record: Mapping[str, Any]) -> None:
+            done[job.name] = record["epoch"] + 1
+            self.steps.update(step, min(1.0, sum(done.values()) / epochs), f"{job.name}, epoch {done[job.name]}")
 
-    steps.update(step, 0.0, f"{len(jobs)} trainings")
-    return run_jobs(jobs, min(usable_cores(), len(jobs)), on_epoch)
+        self.steps.update(step, 0.0, f"{len(jobs)} trainings")
+        return run_jobs(jobs, min(usable_cores(), len(jobs)), on_epoch)
 
-
-def _measure(
-    run: RunDirectory,
-    scheme: Scheme,
-    found: Sequence[Found],
-    accuracies: Mapping[str, float],
-    cost_model: CostModel,
-    steps: _Steps,
-) -> list[Record]:
-    """Secure inference and latency of every network, on one set of party processes."""
-    dataset = load("digits")
-    images, labels = dataset.test_images[:SECURE_IMAGES], dataset.test_labels[:SECURE_IMAGES]
-    links = [network(link) for link in LINKS]
-    names = {item.name: f"measure-{item.name.replace(' ', '-')}" for item in found}
-    if not all(run.done(step) for step in names.values()):
-        steps.update("measure", 0.0, "starting two parties")
-        with Parties(scheme) as parties:
+    def measure(self, found: Sequence[Found], accuracies: Mapping[str, float], cost_model: CostModel) -> list[Record]:
+        """Secure inference and latency of every network, on one set of party processes."""
+        names = {item.name: f"measure-{item.name.replace(' ', '-')}" for item in found}
+        candidates = []
+        with ExitStack() as stack:
+            parties: Parties | None = None
+            if not all(self.run.done(step) for step in names.values()):
+                self.steps.update("measure", 0.0, "starting two parties")
+                parties = stack.enter_context(Parties(self.scheme))
             for index, item in enumerate(found):
-                known = {
-                    "accuracy": accuracies[item.name],
-                    "found_by": item.found_by,
-                    "seed": item.seed,
-                    "ratio": item.ratio,
-                }
 
-                def measure(item: Found = item, known: Record = known, index: int = index) -> Any:
-                    def on_batch(i: int, n: int) -> None:
-                        steps.update("measure", (index + 0.8 * i / n) / len(found), f"{item.name}, image {i} of {n}")
+                def on_batch(i: int, n: int, item: Found = item, index: int = index) -> None:
+                    self.steps.update("measure", (index + 0.8 * i / n) / len(found), f"{item.name}, image {i} of {n}")
 
-                    trained = load_network(_folder(run, item))
-                    arguments = (parties, item.name, trained, known, images, labels, cost_model, links)
-                    return plain({"schema": SCHEMA, **workflow.candidate_record(*arguments, on_batch=on_batch)})
+                compute = partial(self._candidate, parties, item, accuracies[item.name], cost_model, on_batch)
+                candidates.append(self.run.step(names[item.name], compute))
+        _write_lines(self.run, "networks", candidates)
+        for item in found:
+            self.run.write_json(f"front/{item.name.replace(' ', '-')}.json", item.spec.to_json())
+        self.steps.finish("measure")
+        return candidates
 
-                run.step(names[item.name], measure)
-    candidates = [run.step(step, dict) for step in names.values()]
-    _write_lines(run, "networks", candidates)
-    for item in found:
-        run.write_json(f"front/{item.name.replace(' ', '-')}.json", item.spec.to_json())
-    steps.finish("measure")
-    return candidates
+    def _candidate(
+        self,
+        parties: Parties | None,
+        item: Found,
+        test_accuracy: float,
+        cost_model: CostModel,
+        on_batch: Callable[[int, int], None],
+    ) -> Record:
+        assert parties is not None
+        dataset, count = load("digits"), self.settings.secure_images
+        known = {"accuracy": test_accuracy, "found_by": item.found_by, "seed": item.seed, "ratio": item.ratio}
+        return workflow.candidate_record(
+            parties,
+            item.name,
+            load_network(self._folder(item.name)),
+            known,
+            dataset.test_images[:count],
+            dataset.test_labels[:count],
+            cost_model,
+            [network(link) for link in self.settings.links],
+            self.settings.repeats,
+            on_batch=on_batch,
+        )
 
-
-def _report(run: RunDirectory, steps: _Steps) -> Any:
-    from reports import build
-
-    steps.update("report", 0.0, "drawing")
-    summary = build(run.path)
-    steps.finish("report")
-    return summary
+    def report(self) -> ReportSummary:
+        """The page and its figures."""
+        self.steps.update("report", 0.0, "drawing")
+        summary = build(self.run.path)
+        self.steps.finish("report")
+        return summary
 
 
 def _write_lines(run: RunDirectory, name: str, records: Sequence[Mapping[str, Any]]) -> None:
     """NAME.jsonl holds exactly these records: a step that is repeated after a kill leaves no doubles."""
-    import json
-
     text = "".join(json.dumps(plain({"schema": SCHEMA, **record}), separators=(",", ":")) + "\n" for record in records)
     path = run.path / f"{name}.jsonl"
     partial = path.with_suffix(".partial")
