@@ -339,10 +339,13 @@ def search_mpcvit(
     model: Annotated[str, typer.Option(help="a named mpcvit: spec, or spec:PATH")] = "mpcvit:vit_4_4_32_demo",
     data: Annotated[str, typer.Option(help="digits, or an image folder with train/ and test/")] = "digits",
     network: Annotated[
-        str, typer.Option(help="the link whose latency is in the loss; l1 for the paper's norm")
-    ] = "cheetah-wan",
+        str | None, typer.Option(help="link whose latency is in the loss (the budget's, or cheetah-wan), or l1")
+    ] = None,
     kinds: Annotated[str, typer.Option(help="the kinds that heads choose from")] = "relu_softmax,scaling",
     ratios: Annotated[str, typer.Option(help="shares of heads that keep the first kind")] = "0.1,0.3,0.5,0.7",
+    budget: Annotated[
+        str | None, typer.Option(help="latency<=20s@cheetah-wan: the likeliest network within it")
+    ] = None,
     weight: Annotated[float | None, typer.Option(help="weight of the latency (0.05) or L1 (0.05 / 16) term")] = None,
     epochs: Annotated[int | None, typer.Option(help="epochs of the search; 7 on the digits")] = None,
     functions: Functions = "documented",
@@ -351,22 +354,26 @@ def search_mpcvit(
 ) -> None:
     """Search the attention kind of every head (MPCViT) under the latency of a named network; needs a calibration.
 
-    Writes front/RATIO.json, a spec for each ratio, with its accuracy right after binarisation.
+    Writes front/RATIO.json, a spec for each ratio, and front/budget.json, with the accuracy right after binarisation.
     """
-    from workflow import search_on_link
+    from workflow import SearchRequest, parse_budget, search_on_link
 
     chosen = _scheme("crypten", 2, functions, "tfp", "gloo", "private", 16)
-    names = tuple(kinds.split(","))
-    shares = [float(ratio) for ratio in ratios.split(",")]
+    shares = tuple(float(ratio) for ratio in ratios.split(","))
+    link = network or (parse_budget(budget)[1] if budget else "cheetah-wan")
+    request = SearchRequest(model, data, link, tuple(kinds.split(",")), shares, budget, weight, epochs, seed)
     with _progress() as progress:
         task = progress.add_task("searching", total=None)
         on_epoch = lambda record, total: progress.update(task, completed=record["epoch"] + 1, total=total)  # noqa: E731
-        result = search_on_link(out, model, data, network, names, shares, weight, epochs, chosen, seed, on_epoch)
+        result = search_on_link(out, request, chosen, on_epoch)
     if not json_only:
-        table = Table("ratio", f"heads of {names[0]} by layer", "accuracy before retraining", "predicted s", "spec")
+        table = Table(
+            "network", f"{request.kinds[0]} heads by layer", "accuracy before retraining", "predicted s", "spec"
+        )
         for row in result["front"]:
             seconds = "-" if row["seconds"] is None else f"{row['seconds']:.3f}"
-            table.add_row(f"{row['ratio']:g}", str(row["heads"]), f"{row['accuracy']:.3f}", seconds, row["spec"])
+            table.add_row(row["name"], str(row["heads"]), f"{row['accuracy']:.3f}", seconds, row["spec"])
+        typer.echo(f"{model} on {data}, latency of {link}; {chosen.label}; predicted")
         show(table)
     finish(result)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ from mpc.network import LOOPBACK, NetworkProfile, network
 from mpc.parties import Parties
 from mpc.scheme import Scheme
 from nas.binarise import binarise
+from nas.budget import binarise_within
 from nas.data import load
 from nas.jobs import Job, run_jobs
-from nas.objectives import L1, Latency
+from nas.objectives import L1, Latency, Objective
 from nas.retrain import retrain, train_teacher
 from nas.search_mpcvit import search, zero_shot_accuracy
 from nas.settings import DEMO_L1_WEIGHT, DEMO_LATENCY_WEIGHT, DEMO_RETRAIN, DEMO_SEARCH
@@ -183,53 +185,85 @@ def network_rows(
     return rows
 
 
-def search_on_link(
-    out: Path,
-    model: str,
-    data: str,
-    link: str,
-    kinds: tuple[str, ...],
-    ratios: Sequence[float],
-    weight: float | None,
-    epochs: int | None,
-    scheme: Scheme,
-    seed: int,
-    on_epoch: Callable[[Record, int], None],
-) -> Record:
-    """MPCViT's search under the latency of `link` (or `l1`), binarised at every ratio; specs go to front/.
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """What a search is asked for. `link` names a network or is `l1`; `budget` is such as `latency<=20s@cheetah-wan`.
 
-    Raises ValueError where the machine is not calibrated for `scheme`.
+    A budget names the link itself. `weight` and `epochs` None mean the demo's.
     """
-    arguments = {"model": model, "data": data, "network": link, "kinds": kinds, "ratios": ratios, "weight": weight}
-    run = RunDirectory.start(out, "search mpcvit", {**arguments, "epochs": epochs, **scheme.to_json()}, (seed,))
-    spec = spec_named(model)
-    latency = None
-    if link != "l1":
-        cost_model = load_default(scheme)
-        if cost_model is None:
-            raise ValueError("a latency term needs a calibration of this machine; run: mpc-pareto calibrate")
-        latency = mixture_latency(spec, kinds, cost_model, scheme, network(link))
-    objective = (
-        Latency(latency, weight or DEMO_LATENCY_WEIGHT) if latency else L1(weight or DEMO_L1_WEIGHT, kinds, kinds[0])
-    )
-    settings = DEMO_SEARCH if epochs is None else replace(DEMO_SEARCH, epochs=epochs)
-    dataset = load(data, spec.image_px)
-    progress = lambda record: on_epoch(record, settings.total_epochs)  # noqa: E731
-    result = search(spec, dataset, objective, settings, seed, run.path / "search", progress)
-    rows = []
-    for ratio in ratios:
-        chosen = binarise(result.p_LHK, kinds, ratio, keep=kinds[0])
-        path = run.write_json(f"front/{ratio:g}.json", spec.with_kinds(chosen).to_json())
-        rows.append(
-            {
-                "ratio": ratio,
-                "heads": [layer.count(kinds[0]) for layer in chosen],
-                "accuracy": zero_shot_accuracy(result, chosen, dataset),
-                "seconds": latency.exact_s(chosen) if latency else None,
-                "spec": str(path),
-            }
+
+    model: str
+    data: str
+    link: str
+    kinds: tuple[str, ...]
+    ratios: tuple[float, ...]
+    budget: str | None = None
+    weight: float | None = None
+    epochs: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and parse_budget(self.budget)[1] != self.link:
+            raise ValueError(f"the budget {self.budget} and the latency term on {self.link} name different links")
+
+
+_BUDGET = re.compile(r"latency<=(?P<seconds>\d+(?:\.\d+)?)s@(?P<link>.+)")
+
+
+def parse_budget(text: str) -> tuple[float, str]:
+    """Seconds and link of `latency<=20s@cheetah-wan`; ValueError for another form or an unknown link."""
+    match = _BUDGET.fullmatch(text.replace(" ", ""))
+    if match is None:
+        raise ValueError(
+            f"cannot read the budget {text!r}; write latency<=SECONDSs@NETWORK, as latency<=20s@cheetah-wan"
         )
+    return float(match["seconds"]), network(match["link"]).name
+
+
+def search_on_link(
+    out: Path, request: SearchRequest, scheme: Scheme, on_epoch: Callable[[Record, int], None]
+) -> Record:
+    """MPCViT's search under the latency of a link, binarised at every ratio and within the budget; specs go to front/.
+
+    Raises ValueError where the machine is not calibrated for `scheme`, or the budget cannot be met.
+    """
+    spec = spec_named(request.model)
+    latency = None if request.link == "l1" else _latency(spec, request, scheme)
+    dataset = load(request.data, spec.image_px)
+    run = RunDirectory.start(out, "search mpcvit", {**asdict(request), **scheme.to_json()}, (request.seed,))
+    objective: Objective
+    if latency is None:
+        objective = L1(request.weight or DEMO_L1_WEIGHT, request.kinds, request.kinds[0])
+    else:
+        objective = Latency(latency, request.weight or DEMO_LATENCY_WEIGHT)
+    settings = DEMO_SEARCH if request.epochs is None else replace(DEMO_SEARCH, epochs=request.epochs)
+
+    def heard(record: Record) -> None:
+        on_epoch(record, settings.total_epochs)
+
+    result = search(spec, dataset, objective, settings, request.seed, run.path / "search", heard)
+    keep = request.kinds[0]
+    choices = {f"{ratio:g}": binarise(result.p_LHK, request.kinds, ratio, keep=keep) for ratio in request.ratios}
+    if request.budget and latency is not None:
+        choices["budget"] = binarise_within(result.p_LHK, latency, parse_budget(request.budget)[0], keep)
+    rows = [
+        {
+            "name": name,
+            "heads": [layer.count(keep) for layer in chosen],
+            "accuracy": zero_shot_accuracy(result, chosen, dataset),
+            "seconds": latency.exact_s(chosen) if latency else None,
+            "spec": str(run.write_json(f"front/{name}.json", spec.with_kinds(chosen).to_json())),
+        }
+        for name, chosen in choices.items()
+    ]
     return {"run": str(run.path), "objective": objective.name, "accuracy": result.accuracy, "front": rows}
+
+
+def _latency(spec: ViTSpec, request: SearchRequest, scheme: Scheme) -> MixtureLatency:
+    cost_model = load_default(scheme)
+    if cost_model is None:
+        raise ValueError("a latency term needs a calibration of this machine; run: mpc-pareto calibrate")
+    return mixture_latency(spec, request.kinds, cost_model, scheme, network(request.link))
 
 
 def retrain_front(
