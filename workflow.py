@@ -37,7 +37,7 @@ from nas.jobs import Job, run_jobs
 from nas.objectives import L1, Latency, Objective
 from nas.retrain import retrain, train_teacher
 from nas.search_mpcvit import search, zero_shot_accuracy
-from nas.settings import DEMO_L1_WEIGHT, DEMO_LATENCY_WEIGHT, DEMO_RETRAIN, DEMO_SEARCH
+from nas.settings import DEMO_L1_WEIGHT, DEMO_LATENCY_WEIGHT, DEMO_RETRAIN, DEMO_SEARCH, TrainSettings
 
 Record = dict[str, Any]
 OnRun = Callable[[int, int, str], None]
@@ -232,11 +232,12 @@ def search_on_link(
     dataset = load(request.data, spec.image_px)
     run = RunDirectory.start(out, "search mpcvit", {**asdict(request), **scheme.to_json()}, (request.seed,))
     objective: Objective
+    weight = request.weight
     if latency is None:
-        objective = L1(request.weight or DEMO_L1_WEIGHT, request.kinds, request.kinds[0])
+        objective = L1(DEMO_L1_WEIGHT if weight is None else weight, request.kinds, request.kinds[0])
     else:
-        objective = Latency(latency, request.weight or DEMO_LATENCY_WEIGHT)
-    settings = DEMO_SEARCH if request.epochs is None else replace(DEMO_SEARCH, epochs=request.epochs)
+        objective = Latency(latency, DEMO_LATENCY_WEIGHT if weight is None else weight)
+    settings = _lasting(DEMO_SEARCH, request.epochs)
 
     def heard(record: Record) -> None:
         on_epoch(record, settings.total_epochs)
@@ -257,6 +258,13 @@ def search_on_link(
         for name, chosen in choices.items()
     ]
     return {"run": str(run.path), "objective": objective.name, "accuracy": result.accuracy, "front": rows}
+
+
+def _lasting(settings: TrainSettings, epochs: int | None) -> TrainSettings:
+    """The settings for another number of epochs, at most half of them warm-up; unchanged where None is given."""
+    if epochs is None:
+        return settings
+    return replace(settings, epochs=epochs, warmup_epochs=min(settings.warmup_epochs, epochs / 2))
 
 
 def _latency(spec: ViTSpec, request: SearchRequest, scheme: Scheme) -> MixtureLatency:
@@ -281,7 +289,7 @@ def retrain_front(
     if not files:
         raise ValueError(f"{path} has no front/*.json to retrain; run a search into it first")
     specs = {file.stem: ViTSpec.from_json(json.loads(file.read_text())) for file in files}
-    settings = DEMO_RETRAIN if epochs is None else replace(DEMO_RETRAIN, epochs=epochs)
+    settings = _lasting(DEMO_RETRAIN, epochs)
     shared = {"dataset": data, "settings": settings, "seed": seed}
     total = settings.total_epochs * (len(specs) + distil)
     done: dict[str, int] = {}

@@ -1,0 +1,249 @@
+"""What joins the folders: calibration on parties, replay, candidates, searches on a link, the cross table."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import workflow
+from bench.machine import this_machine
+from bench.records import append, plain
+from bench.run_directory import RunDirectory, write_json
+from bench.secure_run import SecureRun
+from cost_models.calibration import AttentionWorkload, CalibrationPlan, NetworkWorkload, load_default, save_default
+from cost_models.latency_term import KindLatency, MixtureLatency, mixture_latency
+from cost_models.linear import CostModel
+from models.spec import BlockSpec, ViTSpec
+from models.vit import VisionTransformer
+from mpc.ledger import LogEntry, MessageLog
+from mpc.network import NetworkProfile, network
+from mpc.parties import Parties
+from mpc.scheme import Roles, Scheme
+from mpc.trace import Trace
+from mpc.traffic import Message
+from nas.retrain import load_network
+from reports.conform import conform
+from reports.records_read import AttentionRecord, CalibrationRecord, CandidateRecord, CrossTableRecord, read_run
+from tests.reports.synthetic_run import attention as synthetic_attention
+from workflow import SearchRequest
+
+KINDS = ("relu_softmax", "scaling")
+SPEC = ViTSpec(32, 16, 8, 10, (BlockSpec(("relu_softmax", "scaling"), 4, 8),) * 2, name="tiny")
+LINK = NetworkProfile("hand", one_way_delay_s=0.5, bytes_per_s=1000.0, source="made up")
+
+# A log of two messages: 16 bytes cross in 2 one-way delays, 8,000 bytes in 4.
+LOG = MessageLog(
+    party=0,
+    parties=2,
+    entries=(
+        LogEntry("relu", "a", Message("all_reduce", (16,)), compute_s=1.0, wait_s=0.5),
+        LogEntry("linear", "b", Message("all_reduce", (8000,)), compute_s=2.0, wait_s=0.25),
+    ),
+    online_s=4.0,
+    dealer_s=0.0,
+)
+
+
+def _run(scheme: Scheme) -> SecureRun:
+    trace = Trace(())
+    output = torch.zeros(1)
+    return SecureRun(scheme, Roles(), trace, LOG.traffic, (4.0, 6.0, 5.0), (0.0,) * 3, (4.0,) * 3, output, LOG, LOG, 1)
+
+
+def test_a_layer_on_another_link_adds_delays_and_transfer_to_every_sample() -> None:
+    run = _run(Scheme())
+    record: dict[str, Any] = {"shape": {"batch": 2}, "seconds": {"online": {}, "dealer": None}, "network": "loopback"}
+    (replayed,) = workflow.replayed_attention(run, record, [LINK])
+    link_s = (2 + 4) * 0.5 + (16 + 8000) / 1000.0
+    assert replayed["seconds"]["online"]["samples"] == pytest.approx([4 + link_s, 6 + link_s, 5 + link_s])
+    assert replayed["seconds"]["online"]["iqr"] == pytest.approx(1.0)
+    assert replayed["seconds_per_image"] == pytest.approx((5 + link_s) / 2)
+    assert (replayed["network"], replayed["mode"], replayed["seconds"]["total"]) == ("hand", "replayed", None)
+    assert record["network"] == "loopback"
+
+
+def test_seconds_by_operation_add_up_and_what_follows_the_last_message_is_other() -> None:
+    by_op = workflow.by_op_s(_run(Scheme()), LINK)
+    assert by_op == pytest.approx({"relu": 1.5 + 2 * 0.5 + 0.016, "linear": 2.25 + 4 * 0.5 + 8.0, "other": 0.25})
+
+
+def test_a_network_has_a_row_on_loopback_and_one_on_each_link() -> None:
+    rows = workflow.network_rows(_run(Scheme()), "mpcvit:tiny", 4, 1e-3, [LINK])
+    assert [(row["network"], row["mode"]) for row in rows] == [("loopback", "measured"), ("hand", "replayed")]
+    assert [row["seconds_per_image"] for row in rows] == pytest.approx([5 / 4, (5 + 11.016) / 4])
+
+
+@pytest.mark.parties
+def test_calibration_runs_the_plan_fits_and_is_judged_on_what_was_held_out(
+    two_parties: Parties, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    layers = [AttentionWorkload((kind,) * 2, 5, 8) for kind in ("softmax", "relu_softmax", "scaling")]
+    plan = CalibrationPlan((*layers,), (NetworkWorkload(SPEC),), passes=2)
+    heard: list[tuple[int, int, str]] = []
+    record = workflow.calibrate(two_parties, plan, two_parties.scheme, lambda *what: heard.append(what))
+    assert [(done, total) for done, total, _ in heard] == [(done, 8) for done in range(9)]
+    conform(plain(record), CalibrationRecord, "calibration")
+    assert [(len(point["samples_s"]), point["what"]) for point in record["held_out"]] == [(2, "network tiny")]
+    assert [point["what"] for point in record["fit"]] == [layer.what for layer in layers]
+    point = record["held_out"][0]
+    assert point["measured_s"] == min(point["samples_s"])
+    assert record["median_error"] == pytest.approx(abs(point["predicted_s"] / point["measured_s"] - 1))
+    save_default(record, two_parties.scheme)
+    model = load_default()
+    assert model is not None and model.coefficients == record["coefficients"]
+
+
+def _cost_model(scheme: Scheme | None = None) -> CostModel:
+    coefficients = {"rounds": 2e-3, "ring_bytes": 1e-8}
+    return CostModel(coefficients, scheme or Scheme(), this_machine().to_json(), (0.9, 1.0, 1.2))
+
+
+@pytest.mark.parties
+def test_a_measured_candidate_is_what_the_report_reads(two_parties: Parties, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trained = VisionTransformer(SPEC).eval()
+    images, labels = torch.randn(3, 3, 32, 32), torch.tensor([0, 1, 2])
+    found = {"accuracy": 0.5, "found_by": "mpcvit/latency@cheetah-wan", "seed": 3, "ratio": 0.5}
+    link = network("cheetah-wan")
+    record = workflow.candidate_record(
+        two_parties, "wan 0.5", trained, found, images, labels, _cost_model(), [link], repeats=3, batch=2
+    )
+    append(tmp_path / "networks.jsonl", record)
+    (candidate,) = read_run(tmp_path).candidates
+    conform(candidate, CandidateRecord, "candidate")
+    assert (candidate["name"], candidate["seed"], candidate["ratio"]) == ("wan 0.5", 3, 0.5)
+    assert candidate["kinds"] == [["relu_softmax", "scaling"]] * 2
+    assert candidate["params"] == sum(parameter.numel() for parameter in trained.parameters())
+    assert (candidate["secure_images"], candidate["agreement"]) == (3, 1.0)
+    here, there = (candidate["measured_s"][name] for name in ("loopback", "cheetah-wan"))
+    assert (here["mode"], here["n"], there["mode"], there["n"]) == ("measured", 3, "replayed", 3)
+    link_s = candidate["online"]["hops"] * 0.02 + candidate["online"]["bytes"] / 50e6
+    assert there["median"] - here["median"] == pytest.approx(link_s)
+    predicted = candidate["seconds"]
+    assert predicted["cheetah-wan"]["p50"] - predicted["loopback"]["p50"] == pytest.approx(link_s)
+    assert predicted["loopback"]["p05"] < predicted["loopback"]["p50"] < predicted["loopback"]["p95"]
+    by_op = candidate["by_op_s"]
+    assert sum(by_op["cheetah-wan"].values()) - sum(by_op["loopback"].values()) == pytest.approx(link_s)
+
+
+def _latency(link: str, present_s: float, per_head_s: float) -> MixtureLatency:
+    layer = {"relu_softmax": KindLatency(present_s, per_head_s), "scaling": KindLatency(0.0, 0.0)}
+    return MixtureLatency(KINDS, link, 1.0, (layer,) * 2, (2, 2))
+
+
+SPREAD_OUT = (("relu_softmax", "scaling"),) * 2  # a head in each layer: presence is paid twice
+TOGETHER = (("relu_softmax",) * 2, ("scaling",) * 2)  # both heads in one layer: presence is paid once
+
+
+def test_found_for_one_link_and_run_on_another() -> None:
+    latencies = {"lan": _latency("lan", 0.0, 0.5), "wan": _latency("wan", 1.0, 0.0)}
+    found = [
+        ("latency@lan", 0, 0.5, SPREAD_OUT),
+        ("latency@wan", 0, 0.5, TOGETHER),
+        ("latency@lan", 1, 0.5, TOGETHER),
+        ("latency@wan", 1, 0.5, TOGETHER),
+        ("l1", 0, 0.5, SPREAD_OUT),
+    ]
+    table = workflow.cross_table(found, latencies, "relu_softmax")
+    conform(table, CrossTableRecord, "cross_table")
+    assert [row["seconds"] for row in table["rows"]] == [
+        {"lan": 2.0, "wan": 3.0},
+        {"lan": 2.0, "wan": 2.0},
+        {"lan": 2.0, "wan": 2.0},
+        {"lan": 2.0, "wan": 2.0},
+        {"lan": 2.0, "wan": 3.0},
+    ]
+    assert [row["relu_softmax_heads"] for row in table["rows"]] == [[1, 1], [2, 0], [2, 0], [2, 0], [1, 1]]
+    on_lan, on_wan = table["verdict"].split("; On wan")
+    # Seed 0: 3 s against 2 s, seed 1 the same network: mean +25 %, standard deviation 0.5 / sqrt(2) = 35.4 %.
+    assert "networks found for lan take +25.0% (standard deviation 35.4% over 2 pairs" in on_wan
+    assert "networks found for wan take +0.0% (standard deviation 0.0% over 2 pairs" in on_lan
+    assert on_lan.endswith("differ in 1)") and on_wan.endswith("differ in 1).")
+
+
+def test_one_link_leaves_nothing_to_compare() -> None:
+    table = workflow.cross_table([("latency@lan", 0, 0.5, TOGETHER)], {"lan": _latency("lan", 0, 1)}, "relu_softmax")
+    assert table["verdict"] == "Only one link was searched for: nothing to compare."
+
+
+def _request(tmp_path: Path, **changes: Any) -> SearchRequest:
+    spec = write_json(tmp_path / "tiny.json", SPEC.to_json())
+    given: dict[str, Any] = {"link": "cheetah-wan", "kinds": KINDS, "ratios": (0.25, 0.75), "epochs": 1, **changes}
+    return SearchRequest(f"spec:{spec}", "digits", **given)
+
+
+def test_a_search_under_a_latency_needs_a_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match="run: mpc-pareto calibrate"):
+        workflow.search_on_link(tmp_path / "run", _request(tmp_path), Scheme(), lambda *_: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_that_cannot_be_read_or_names_another_link_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="write latency<=SECONDSs@NETWORK"):
+        _request(tmp_path, budget="20s")
+    with pytest.raises(ValueError, match="different links"):
+        _request(tmp_path, budget="latency<=20s@cheetah-lan")
+
+
+@pytest.mark.slow
+def test_a_search_writes_the_specs_that_are_then_retrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
+    save_default(_cost_model().to_json(), Scheme())
+    out, heard = tmp_path / "run", []
+    latency = mixture_latency(SPEC, KINDS, _cost_model(), Scheme(), network("cheetah-wan"))
+    within_s = latency.exact_s([("relu_softmax",) * 2, ("scaling",) * 2]) + 1e-6
+    request = _request(tmp_path, budget=f"latency<={within_s:.6f}s@cheetah-wan")
+    result = workflow.search_on_link(out, request, Scheme(), lambda record, total: heard.append((record, total)))
+    assert [(record["epoch"], total) for record, total in heard] == [(0, 1)]
+    assert heard[0][0]["latency_gradient_norm"] > 0
+    assert (result["run"], result["objective"]) == (str(out), "latency@cheetah-wan")
+    specs = {row["name"]: ViTSpec.from_json(json.loads(Path(row["spec"]).read_text())) for row in result["front"]}
+    assert list(specs) == ["0.25", "0.75", "budget"]
+    for row in result["front"]:
+        spec = specs[row["name"]]
+        assert row["heads"] == [block.kinds.count("relu_softmax") for block in spec.blocks]
+        assert row["seconds"] == pytest.approx(latency.exact_s(spec.kinds_per_block))
+        assert 0 <= row["accuracy"] <= 1
+    assert [sum(row["heads"]) for row in result["front"][:2]] == [1, 3]
+    assert result["front"][2]["seconds"] <= within_s
+    with pytest.raises(ValueError, match="seed was 0, is 1"):
+        workflow.search_on_link(out, _request(tmp_path, budget=request.budget, seed=1), Scheme(), lambda *_: None)
+
+    steps: list[tuple[int, int, str]] = []
+    rows = workflow.retrain_front(out, "digits", True, None, 1, 0, lambda *step: steps.append(step))
+    assert [row["name"] for row in rows] == ["0.25", "0.75", "budget"]
+    assert [done for done, _, _ in steps] == [1, 2, 3, 4] and {total for _, total, _ in steps} == {4}
+    assert steps[0][2] == "teacher"
+    for row in rows:
+        assert load_network(Path(row["folder"])).spec == specs[row["name"]]
+        retrained = json.loads((Path(row["folder"]) / "retrained.json").read_text())
+        assert retrained["distilled"] and retrained["accuracy"] == row["accuracy"]
+
+
+def test_a_search_under_the_paper_s_norm_needs_no_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "nothing"))
+    request = _request(tmp_path, link="l1", ratios=(0.5,), weight=0.0)
+    with pytest.raises((RuntimeError, ValueError), match="weight"):  # a weight of 0 is not the default weight
+        workflow.search_on_link(tmp_path / "zero", request, Scheme(), lambda *_: None)
+    request = _request(tmp_path, link="l1", ratios=(0.5,))
+    result = workflow.search_on_link(tmp_path / "run", request, Scheme(), lambda *_: None)
+    assert (result["objective"], result["front"][0]["seconds"], sum(result["front"][0]["heads"])) == ("l1", None, 2)
+
+
+def test_a_run_without_specs_has_nothing_to_retrain(tmp_path: Path) -> None:
+    RunDirectory.start(tmp_path / "run", "search mpcvit", {})
+    with pytest.raises(ValueError, match="run a search into it first"):
+        workflow.retrain_front(tmp_path / "run", "digits", False, None, 1, 0, lambda *_: None)
+
+
+def test_replayed_rows_are_what_the_report_reads() -> None:
+    measured = synthetic_attention(random.Random(0))[0]
+    (replayed,) = workflow.replayed_attention(_run(Scheme()), measured, [LINK])
+    conform(plain(replayed), AttentionRecord, "attention")
