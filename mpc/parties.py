@@ -46,14 +46,14 @@ class Party:
 
 
 class Parties:
-    """Party processes for schemes that agree on the number of parties and the dealer.
+    """Party processes for schemes that agree on the number of parties and the dealer; two and TFP by default.
 
     Use as a context manager. Raises PartyError where a party fails, dies or is silent beyond the deadline; all
     processes are gone by then.
     """
 
-    def __init__(self, scheme: Scheme, threads: int = 1, deadline_s: float = 600.0) -> None:
-        self.scheme = scheme
+    def __init__(self, scheme: Scheme | None = None, threads: int = 1, deadline_s: float = 600.0) -> None:
+        self.scheme = scheme or Scheme()
         self.deadline_s = deadline_s
         self._threads = threads
         self._processes: list[Any] = []
