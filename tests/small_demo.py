@@ -1,0 +1,41 @@
+"""The demo in miniature, as a script: a network of one layer, one epoch of everything."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.attention import AttentionShape
+from cost_models.calibration import AttentionWorkload, CalibrationPlan, NetworkWorkload
+from demo import DemoSettings, demo
+from models.spec import BlockSpec, ViTSpec
+from nas.settings import DEMO_SEARCH, DEMO_TEACHER
+
+SPEC = ViTSpec(32, 8, 16, 10, (BlockSpec(("softmax",) * 2, 8, 16),) * 2, name="tiny")
+FIT = tuple(
+    AttentionWorkload((kind,) * 2, tokens, dim)
+    for kind in ("softmax", "relu_softmax", "scaling")
+    for tokens, dim in ((9, 16), (17, 32))
+)
+ONE_EPOCH = replace(DEMO_TEACHER, epochs=2)
+SETTINGS = DemoSettings(
+    spec=SPEC,
+    ratios=(0.5,),
+    retrained_ratios=(0.5,),
+    seeds=(0,),
+    shape=AttentionShape(9, 16, 2),
+    repeats=2,
+    plan=CalibrationPlan(FIT, (NetworkWorkload(SPEC.with_kinds("scaling")),), passes=2),
+    teacher=ONE_EPOCH,
+    search=replace(DEMO_SEARCH, epochs=2),
+    retrain=ONE_EPOCH,
+    secure_images=8,
+)
+
+if __name__ == "__main__":
+    result = demo(Path(sys.argv[1]), Console(stderr=True), SETTINGS)
+    print(json.dumps(result))
