@@ -69,6 +69,15 @@ def _keep(out: Path | None, name: str, records: Sequence[dict[str, Any]], verb: 
         run.append(name, record)
 
 
+def _rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records as rows of the last line: the scheme's name under `scheme`, its other settings beside it."""
+    rows = []
+    for record in records:
+        settings = dict(record["scheme"])
+        rows.append({**record, "scheme": settings.pop("name"), **settings})
+    return rows
+
+
 @bench_app.command("attention")
 def bench_attention(
     tokens: Annotated[int, typer.Option(help="tokens, class token included")] = 65,
@@ -121,7 +130,7 @@ def bench_attention(
             f"one attention layer: {tokens} tokens, {dim} wide, {heads} heads, batch {batch}; {schemes[0].label}"
         )
         show(_attention_table(rows))
-    finish({"rows": rows, "reference": "softmax" if "softmax" in names else names[0]})
+    finish({"rows": _rows(rows), "reference": "softmax" if "softmax" in names else names[0]})
 
 
 def _attention_table(rows: list[dict[str, Any]]) -> Table:
@@ -205,7 +214,7 @@ def bench_model(
         for op in sorted(rows[0]["by_op_s"], key=lambda op: -rows[0]["by_op_s"][op]):
             by_op.add_row(op, *[f"{row['by_op_s'][op]:.4f}" for row in rows])
         show(by_op)
-    finish({"rows": rows, "reference": None})
+    finish({"rows": _rows(rows), "reference": None})
 
 
 @bench_app.command("ops")
@@ -236,7 +245,7 @@ def bench_ops(
             table.add_row(row["op"], str(row["online"]["rounds"]), cost, *seconds, f"{row['max_abs_error']:.1e}")
         typer.echo(f"{elements} elements; {chosen.label}; online phase on loopback, measured")
         show(table)
-    finish({"rows": rows, "reference": None})
+    finish({"rows": _rows(rows), "reference": None})
 
 
 @app.command()
@@ -356,7 +365,7 @@ def search_mpcvit(
 
     Writes front/RATIO.json, a spec for each ratio, and front/budget.json, with the accuracy right after binarisation.
     """
-    from workflow import SearchRequest, parse_budget, search_on_link
+    from nas.runs import SearchRequest, parse_budget, search_on_link
 
     chosen = _scheme("crypten", 2, functions, "tfp", "gloo", "private", 16)
     shares = tuple(float(ratio) for ratio in ratios.split(","))
@@ -389,7 +398,7 @@ def retrain_run(
     json_only: JsonOnly = False,
 ) -> None:
     """Train every network that a search found from fresh weights; the same command resumes."""
-    from workflow import retrain_front
+    from nas.runs import retrain_front
 
     with _progress() as progress:
         task = progress.add_task("training", total=None)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,28 +12,17 @@ from torch import Tensor
 
 from bench.attention import spread, traffic_json
 from bench.infer import Inference, infer
-from bench.machine import this_machine, usable_cores
-from bench.run_directory import RunDirectory
+from bench.machine import this_machine
 from bench.secure_run import SecureRun, run_module
-from cost_models.calibration import CalibrationPlan, Workload, load_default, observe, to_record
+from cost_models.calibration import CalibrationPlan, Workload, observe, to_record
 from cost_models.evaluation import evaluate
-from cost_models.latency_term import MixtureLatency, mixture_latency
+from cost_models.latency_term import MixtureLatency
 from cost_models.linear import CostModel, fit
 from cost_models.replay import replay
-from models.names import spec_named
-from models.spec import ViTSpec
 from models.vit import VisionTransformer
-from mpc.network import LOOPBACK, NetworkProfile, network
+from mpc.network import LOOPBACK, NetworkProfile
 from mpc.parties import Parties
 from mpc.scheme import Scheme
-from nas.binarise import binarise
-from nas.budget import binarise_within
-from nas.data import load
-from nas.jobs import Job, run_jobs
-from nas.objectives import L1, Latency, Objective
-from nas.retrain import retrain, train_teacher
-from nas.search_mpcvit import search, zero_shot_accuracy
-from nas.settings import DEMO_L1_WEIGHT, DEMO_LATENCY_WEIGHT, DEMO_RETRAIN, DEMO_SEARCH, TrainSettings
 
 Record = dict[str, Any]
 OnRun = Callable[[int, int, str], None]
@@ -183,145 +168,6 @@ def network_rows(
         }
         rows.append(row)
     return rows
-
-
-@dataclass(frozen=True, slots=True)
-class SearchRequest:
-    """What a search is asked for. `link` names a network or is `l1`; `budget` is such as `latency<=20s@cheetah-wan`.
-
-    A budget names the link itself. `weight` and `epochs` None mean the demo's.
-    """
-
-    model: str
-    data: str
-    link: str
-    kinds: tuple[str, ...]
-    ratios: tuple[float, ...]
-    budget: str | None = None
-    weight: float | None = None
-    epochs: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.budget is not None and parse_budget(self.budget)[1] != self.link:
-            raise ValueError(f"the budget {self.budget} and the latency term on {self.link} name different links")
-
-
-_BUDGET = re.compile(r"latency<=(?P<seconds>\d+(?:\.\d+)?)s@(?P<link>.+)")
-
-
-def parse_budget(text: str) -> tuple[float, str]:
-    """Seconds and link of `latency<=20s@cheetah-wan`; ValueError for another form or an unknown link."""
-    match = _BUDGET.fullmatch(text.replace(" ", ""))
-    if match is None:
-        raise ValueError(
-            f"cannot read the budget {text!r}; write latency<=SECONDSs@NETWORK, as latency<=20s@cheetah-wan"
-        )
-    return float(match["seconds"]), network(match["link"]).name
-
-
-def search_on_link(
-    out: Path, request: SearchRequest, scheme: Scheme, on_epoch: Callable[[Record, int], None]
-) -> Record:
-    """MPCViT's search under the latency of a link, binarised at every ratio and within the budget; specs go to front/.
-
-    Raises ValueError where the machine is not calibrated for `scheme`, or the budget cannot be met.
-    """
-    spec = spec_named(request.model)
-    latency = None if request.link == "l1" else _latency(spec, request, scheme)
-    dataset = load(request.data, spec.image_px)
-    run = RunDirectory.start(out, "search mpcvit", {**asdict(request), **scheme.to_json()}, (request.seed,))
-    objective: Objective
-    weight = request.weight
-    if latency is None:
-        objective = L1(DEMO_L1_WEIGHT if weight is None else weight, request.kinds, request.kinds[0])
-    else:
-        objective = Latency(latency, DEMO_LATENCY_WEIGHT if weight is None else weight)
-    settings = _lasting(DEMO_SEARCH, request.epochs)
-
-    def heard(record: Record) -> None:
-        on_epoch(record, settings.total_epochs)
-
-    result = search(spec, dataset, objective, settings, request.seed, run.path / "search", heard)
-    keep = request.kinds[0]
-    choices = {f"{ratio:g}": binarise(result.p_LHK, request.kinds, ratio, keep=keep) for ratio in request.ratios}
-    if request.budget and latency is not None:
-        choices["budget"] = binarise_within(result.p_LHK, latency, parse_budget(request.budget)[0], keep)
-    rows = [
-        {
-            "name": name,
-            "heads": [layer.count(keep) for layer in chosen],
-            "accuracy": zero_shot_accuracy(result, chosen, dataset),
-            "seconds": latency.exact_s(chosen) if latency else None,
-            "spec": str(run.write_json(f"front/{name}.json", spec.with_kinds(chosen).to_json())),
-        }
-        for name, chosen in choices.items()
-    ]
-    return {"run": str(run.path), "objective": objective.name, "accuracy": result.accuracy, "front": rows}
-
-
-def _lasting(settings: TrainSettings, epochs: int | None) -> TrainSettings:
-    """The settings for another number of epochs, at most half of them warm-up; unchanged where None is given."""
-    if epochs is None:
-        return settings
-    return replace(settings, epochs=epochs, warmup_epochs=min(settings.warmup_epochs, epochs / 2))
-
-
-def _latency(spec: ViTSpec, request: SearchRequest, scheme: Scheme) -> MixtureLatency:
-    cost_model = load_default(scheme)
-    if cost_model is None:
-        raise ValueError("a latency term needs a calibration of this machine; run: mpc-pareto calibrate")
-    return mixture_latency(spec, request.kinds, cost_model, scheme, network(request.link))
-
-
-def retrain_front(
-    path: Path,
-    data: str,
-    distil: bool,
-    token_weight: float | None,
-    epochs: int | None,
-    seed: int,
-    on_epoch: Callable[[int, int, str], None],
-) -> list[Record]:
-    """Every spec in the run's front/ trained from fresh weights, with a softmax teacher first where asked."""
-    run = RunDirectory.existing(path)
-    files = sorted(run.front.glob("*.json"))
-    if not files:
-        raise ValueError(f"{path} has no front/*.json to retrain; run a search into it first")
-    specs = {file.stem: ViTSpec.from_json(json.loads(file.read_text())) for file in files}
-    settings = _lasting(DEMO_RETRAIN, epochs)
-    shared = {"dataset": data, "settings": settings, "seed": seed}
-    total = settings.total_epochs * (len(specs) + distil)
-    done: dict[str, int] = {}
-
-    def heard(job: Job, record: Mapping[str, Any]) -> None:
-        done[job.name] = record["epoch"] + 1
-        on_epoch(sum(done.values()), total, job.name)
-
-    teacher = None
-    if distil:
-        teacher = run.path / "train" / "teacher"
-        given = {**shared, "spec": next(iter(specs.values())), "folder": teacher}
-        run_jobs([Job("teacher", train_teacher, given)], 1, heard)
-    jobs = [
-        Job(
-            name,
-            retrain,
-            {
-                **shared,
-                "spec": spec,
-                "folder": run.path / "train" / name,
-                "teacher": teacher,
-                "token_weight": token_weight,
-            },
-        )
-        for name, spec in specs.items()
-    ]
-    trained = run_jobs(jobs, min(usable_cores(), len(jobs)), heard)
-    return [
-        {"name": job.name, "accuracy": result.accuracy, "folder": str(result.folder)}
-        for job, result in zip(jobs, trained, strict=True)
-    ]
 
 
 def cross_table(

@@ -80,5 +80,5 @@ def test_a_killed_demo_resumes_where_it_was_and_leaves_nothing_behind(tmp_path: 
 
 def test_a_run_of_other_settings_is_refused(tmp_path: Path) -> None:
     RunDirectory.start(tmp_path / "run", "demo", SETTINGS.to_json(), SETTINGS.seeds)
-    with pytest.raises(ValueError, match="secure_images|spec"):
+    with pytest.raises(ValueError, match=r"secure_images|spec"):
         demo(tmp_path / "run", Console(stderr=True), DemoSettings())

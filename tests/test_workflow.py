@@ -27,10 +27,10 @@ from mpc.scheme import Roles, Scheme
 from mpc.trace import Trace
 from mpc.traffic import Message
 from nas.retrain import load_network
+from nas.runs import SearchRequest, retrain_front, search_on_link
 from reports.conform import conform
 from reports.records_read import AttentionRecord, CalibrationRecord, CandidateRecord, CrossTableRecord, read_run
 from tests.reports.synthetic_run import attention as synthetic_attention
-from workflow import SearchRequest
 
 KINDS = ("relu_softmax", "scaling")
 SPEC = ViTSpec(32, 16, 8, 10, (BlockSpec(("relu_softmax", "scaling"), 4, 8),) * 2, name="tiny")
@@ -181,7 +181,7 @@ def _request(tmp_path: Path, **changes: Any) -> SearchRequest:
 def test_a_search_under_a_latency_needs_a_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match="run: mpc-pareto calibrate"):
-        workflow.search_on_link(tmp_path / "run", _request(tmp_path), Scheme(), lambda *_: None)
+        search_on_link(tmp_path / "run", _request(tmp_path), Scheme(), lambda *_: None)
     assert not (tmp_path / "run").exists()
 
 
@@ -200,7 +200,7 @@ def test_a_search_writes_the_specs_that_are_then_retrained(tmp_path: Path, monke
     latency = mixture_latency(SPEC, KINDS, _cost_model(), Scheme(), network("cheetah-wan"))
     within_s = latency.exact_s([("relu_softmax",) * 2, ("scaling",) * 2]) + 1e-6
     request = _request(tmp_path, budget=f"latency<={within_s:.6f}s@cheetah-wan")
-    result = workflow.search_on_link(out, request, Scheme(), lambda record, total: heard.append((record, total)))
+    result = search_on_link(out, request, Scheme(), lambda record, total: heard.append((record, total)))
     assert [(record["epoch"], total) for record, total in heard] == [(0, 1)]
     assert heard[0][0]["latency_gradient_norm"] > 0
     assert (result["run"], result["objective"]) == (str(out), "latency@cheetah-wan")
@@ -214,10 +214,10 @@ def test_a_search_writes_the_specs_that_are_then_retrained(tmp_path: Path, monke
     assert [sum(row["heads"]) for row in result["front"][:2]] == [1, 3]
     assert result["front"][2]["seconds"] <= within_s
     with pytest.raises(ValueError, match="seed was 0, is 1"):
-        workflow.search_on_link(out, _request(tmp_path, budget=request.budget, seed=1), Scheme(), lambda *_: None)
+        search_on_link(out, _request(tmp_path, budget=request.budget, seed=1), Scheme(), lambda *_: None)
 
     steps: list[tuple[int, int, str]] = []
-    rows = workflow.retrain_front(out, "digits", True, None, 1, 0, lambda *step: steps.append(step))
+    rows = retrain_front(out, "digits", True, None, 1, 0, lambda *step: steps.append(step))
     assert [row["name"] for row in rows] == ["0.25", "0.75", "budget"]
     assert [done for done, _, _ in steps] == [1, 2, 3, 4] and {total for _, total, _ in steps} == {4}
     assert steps[0][2] == "teacher"
@@ -231,16 +231,16 @@ def test_a_search_under_the_paper_s_norm_needs_no_calibration(tmp_path: Path, mo
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "nothing"))
     request = _request(tmp_path, link="l1", ratios=(0.5,), weight=0.0)
     with pytest.raises((RuntimeError, ValueError), match="weight"):  # a weight of 0 is not the default weight
-        workflow.search_on_link(tmp_path / "zero", request, Scheme(), lambda *_: None)
+        search_on_link(tmp_path / "zero", request, Scheme(), lambda *_: None)
     request = _request(tmp_path, link="l1", ratios=(0.5,))
-    result = workflow.search_on_link(tmp_path / "run", request, Scheme(), lambda *_: None)
+    result = search_on_link(tmp_path / "run", request, Scheme(), lambda *_: None)
     assert (result["objective"], result["front"][0]["seconds"], sum(result["front"][0]["heads"])) == ("l1", None, 2)
 
 
 def test_a_run_without_specs_has_nothing_to_retrain(tmp_path: Path) -> None:
     RunDirectory.start(tmp_path / "run", "search mpcvit", {})
     with pytest.raises(ValueError, match="run a search into it first"):
-        workflow.retrain_front(tmp_path / "run", "digits", False, None, 1, 0, lambda *_: None)
+        retrain_front(tmp_path / "run", "digits", False, None, 1, 0, lambda *_: None)
 
 
 def test_replayed_rows_are_what_the_report_reads() -> None:
