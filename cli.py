@@ -222,8 +222,6 @@ def main() -> NoReturn:
 
     MPC_PARETO_DEBUG=1 shows the traceback of a known error.
     """
-    import verbs  # noqa: F401 - registers the verbs that start parties or train
-
     try:
         app()
     except Exception as error:
@@ -233,6 +231,8 @@ def main() -> NoReturn:
         sys.exit(1)
     sys.exit(0)
 
+
+import verbs  # noqa: E402, F401 - registers the verbs that start parties or train; they need the names above
 
 if __name__ == "__main__":
     main()
