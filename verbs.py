@@ -49,8 +49,9 @@ app.add_typer(search_app, name="search")
 
 
 def _progress() -> Progress:
+    """A bar on stderr with the time that remains; nothing where that is no terminal, so that an error stands alone."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=progress_console)
+    return Progress(*columns, console=progress_console, disable=not progress_console.is_terminal)
 
 
 def _scheme(scheme: str, parties: int, functions: str, dealer: str, transport: str, weights: str, bits: int) -> Scheme:
@@ -312,6 +313,8 @@ def infer(
 
     chosen = _scheme("crypten", parties, functions, dealer, "gloo", weights, precision_bits)
     folder = Path(model)
+    if not folder.is_dir() and ":" not in model:
+        raise ValueError(f"there is no folder {model}; give a run's train/NAME, or a MODEL such as mpcvit:vit_7_4_32")
     network = load_network(folder) if folder.is_dir() else build(model)
     dataset = load(data, input_shape(network)[-1])
     x, y = dataset.test_images[:images], dataset.test_labels[:images]

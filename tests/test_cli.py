@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import typer
 
 import cli
+
+if TYPE_CHECKING:
+    from models.spec import ViTSpec
+    from mpc.parties import Parties
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
@@ -132,3 +138,166 @@ def test_predict_gives_seconds_of_the_calibrated_machine(monkeypatch: pytest.Mon
 def test_doctor_finds_this_machine_fit(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     assert run(monkeypatch, "doctor", "--json") == 0
     assert json.loads(capsys.readouterr().out)["ok"]
+
+
+BENCH = ("bench", "attention", "--tokens", "5", "--dim", "8", "--heads", "2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*BENCH, "--kinds", "softmax,sofmax"), "unknown attention kind 'sofmax'; did you mean softmax?"),
+        ((*BENCH, "--network", "cheeta-wan"), "did you mean cheetah-wan"),
+        ((*BENCH, "--heads", "3"), "3 heads do not divide width 8; numbers that do: [1, 2, 4, 8]"),
+        ((*BENCH, "--scheme", "tuned"), "scheme 'tuned' is not available; choose from: crypten"),
+        ((*BENCH, "--functions", "release"), "choose from: documented, released"),
+        ((*BENCH, "--parties", "4"), "parties must be 2 or 3, got 4"),
+        (("predict", "mpcvit:vit_2_4_32", "--model-owner", "2"), "model_owner is party 2, but the parties are 0..1"),
+        (("infer", "no/such/folder"), "there is no folder no/such/folder"),
+        (("infer", "mpcvit:vit_2_4_3"), "did you mean vit_2_4_32"),
+        (("infer", "mpcvit:vit_2_4_32", "--data", "digit"), "did you mean digits"),
+        (("search", "mpcvit", "--out", "x", "--budget", "rounds<=9"), "cannot read the budget 'rounds<=9'"),
+        (("retrain", "no/such/run"), "no/such/run is not a run"),
+        (("report", "no/such/run"), "no/such/run is not a directory"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_before_any_party_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    from mpc import parties
+
+    def start(*_: Any, **__: Any) -> None:
+        raise AssertionError("parties were started")
+
+    monkeypatch.setattr(parties, "Parties", start)
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *arguments) == 1
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1
+    assert error.startswith("mpc-pareto: ") and message in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [(*BENCH, "--batch", "0"), (*BENCH, "--repeats", "0"), ("search", "mpcvit")])
+def test_values_that_no_verb_takes_are_wrong_usage(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, arguments: tuple[str, ...]
+) -> None:
+    assert run(monkeypatch, *arguments) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_without_records_has_nothing_to_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
+    assert run(monkeypatch, "report", str(tmp_path)) == 1
+    out, error = capsys.readouterr()
+    assert out == "" and "holds no records to report" in error and error.count("\n") == 1
+
+
+PHASE = {"rounds", "bytes", "per_party"}
+ATTENTION_ROW = {
+    *("workload", "kind", "shape", "scheme", "transport", "dealer", "parties", "network", "mode", "online", "offline"),
+    *("setup", "hops", "seconds", "seconds_per_image", "peak_bytes", "max_abs_error"),
+}
+
+
+@pytest.mark.parties
+def test_bench_attention_ends_with_a_row_for_every_kind_and_link(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
+    layer = ("--tokens", "9", "--dim", "16", "--heads", "2", "--kinds", "softmax,scaling", "--repeats", "2")
+    link = ("--network", "cheetah-wan", "--out", str(tmp_path))
+    assert run(monkeypatch, "bench", "attention", *layer, *link, "--json") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    payload = json.loads(line)
+    assert payload["reference"] == "softmax"
+    rows = payload["rows"]
+    modes = [("loopback", "measured"), ("cheetah-wan", "replayed")]
+    assert [(row["kind"], row["network"], row["mode"]) for row in rows] == [
+        (kind, *mode) for kind in ("softmax", "scaling") for mode in modes
+    ]
+    for row in rows:
+        assert row.keys() >= ATTENTION_ROW
+        assert all(row[phase].keys() >= PHASE for phase in ("online", "offline", "setup"))
+        assert row["seconds"].keys() == {"online", "dealer", "total"}
+        assert row["seconds"]["online"]["n"] == 2
+    wan_s = rows[3]["seconds"]["online"]["median"] - rows[2]["seconds"]["online"]["median"]
+    assert wan_s == pytest.approx(rows[2]["hops"] * 0.02 + rows[2]["online"]["bytes"] / 50e6)
+    assert run(monkeypatch, "report", str(tmp_path)) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["page"] == str(tmp_path / "report" / "index.html")
+
+
+@pytest.fixture
+def shared_parties(monkeypatch: pytest.MonkeyPatch, two_parties: Parties) -> None:
+    """Verbs that would start two parties use those of the session."""
+    monkeypatch.setattr("mpc.parties.Parties", lambda scheme: nullcontext(two_parties))
+
+
+def tiny_spec() -> ViTSpec:
+    """One small block that takes the digits."""
+    from models.spec import BlockSpec, ViTSpec
+
+    return ViTSpec(32, 16, 8, 10, (BlockSpec(("relu_softmax", "scaling"), 4, 8),), name="tiny")
+
+
+@pytest.mark.parties
+@pytest.mark.usefixtures("shared_parties")
+def test_bench_model_and_ops_end_with_their_rows(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
+    from bench.operations import OPERATIONS
+    from bench.run_directory import write_json
+
+    spec = write_json(tmp_path / "tiny.json", tiny_spec().to_json())
+    assert run(monkeypatch, "bench", "model", f"spec:{spec}", "--repeats", "2", "--network", "400mbit/40ms") == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [(row["network"], row["mode"]) for row in rows] == [("loopback", "measured"), ("400mbit/40ms", "replayed")]
+    assert sum(rows[1]["by_op_s"].values()) > sum(rows[0]["by_op_s"].values()) > 0
+    assert run(monkeypatch, "bench", "ops", "--elements", "128", "--repeats", "1") == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [row["op"] for row in rows] == list(OPERATIONS)
+    assert all(row["max_abs_error"] < 2e-2 for row in rows)
+    assert run(monkeypatch, "bench", "ops", "--elements", "100") == 1
+    assert "elements must be a multiple of 64, got 100; take 64" in capsys.readouterr().err
+
+
+@pytest.mark.parties
+@pytest.mark.usefixtures("shared_parties")
+def test_infer_ends_with_the_record_of_a_trained_network(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
+    from bench.run_directory import write_json
+    from models.vit import VisionTransformer
+    from nas.checkpoint import save_weights
+
+    write_json(tmp_path / "net" / "spec.json", tiny_spec().to_json())
+    save_weights(VisionTransformer(tiny_spec()), tmp_path / "net" / "weights.safetensors")
+    images = ("--images", "3", "--batch", "2", "--out", str(tmp_path / "run"))
+    assert run(monkeypatch, "infer", str(tmp_path / "net"), *images, "--json") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    record = json.loads(line)
+    assert (record["record"], record["images"], record["batch"]) == ("inference", 3, 2)
+    assert 0 <= record["plain_accuracy"] <= 1 and record["max_logit_difference"] < 2e-2
+    stored = (tmp_path / "run" / "inference.jsonl").read_text().splitlines()
+    assert [json.loads(row) for row in stored] == [{"schema": 1, **record}]
+    (tmp_path / "net" / "weights.safetensors").unlink()
+    assert run(monkeypatch, "infer", str(tmp_path / "net")) == 1
+    assert "weights.safetensors is missing; train it first" in capsys.readouterr().err
+
+
+@pytest.mark.parties
+@pytest.mark.usefixtures("shared_parties")
+def test_a_calibrated_machine_predicts_seconds(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
+    from cost_models import calibration
+
+    layers = [calibration.AttentionWorkload((kind,) * 2, 5, 8) for kind in ("softmax", "relu_softmax", "scaling")]
+    plan = calibration.CalibrationPlan((layers[0], layers[1]), (layers[2],), passes=1)
+    monkeypatch.setattr(calibration, "plan", lambda: plan)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert run(monkeypatch, "predict", "mpcvit:vit_2_4_32", "--json") == 0
+    out, error = capsys.readouterr()
+    assert json.loads(out)["seconds"] is None and "run: mpc-pareto calibrate" in error
+    assert run(monkeypatch, "calibrate", "--json", "--out", str(tmp_path)) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["kept_in"].startswith(str(tmp_path)) and (tmp_path / "calibration.json").exists()
+    assert run(monkeypatch, "predict", "mpcvit:vit_2_4_32", "--json", "--network", "cheetah-wan") == 0
+    seconds = json.loads(capsys.readouterr().out)["seconds"]["cheetah-wan"]
+    assert 0 < seconds["p05"] <= seconds["p50"] <= seconds["p95"]
