@@ -295,12 +295,13 @@ class _Demo:
     ) -> Record:
         assert parties is not None
         dataset, count = load("digits"), self.settings.secure_images
-        known = {"accuracy": test_accuracy, "found_by": item.found_by, "seed": item.seed, "ratio": item.ratio}
+        known = {"accuracy": test_accuracy, "test_images": len(dataset.test_labels)}
+        origin = {"found_by": item.found_by, "seed": item.seed, "ratio": item.ratio}
         return workflow.candidate_record(
             parties,
             item.name,
             load_network(self._folder(item.name)),
-            known,
+            {**known, **origin},
             dataset.test_images[:count],
             dataset.test_labels[:count],
             cost_model,

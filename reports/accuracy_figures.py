@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -149,6 +150,15 @@ def _draw(axes: Axes, shown: Panel, names: Sequence[str]) -> None:
     axes.set_xlim(*_window([(value.low, value.high) for value in shown.readings], shown.reference.cost))
 
 
+def _accuracy_label(candidates: Sequence[CandidateRecord]) -> str:
+    """The axis of accuracies, with the largest binomial standard error where the number of test images is known."""
+    errors = [
+        100 * sqrt(c["accuracy"] * (1 - c["accuracy"]) / c["test_images"]) for c in candidates if c.get("test_images")
+    ]
+    bound = f"; standard error up to {max(errors):.1f}" if errors else ""
+    return f"plain test accuracy, top-1 (%{bound})"
+
+
 def _window(intervals: Sequence[tuple[float, float]], reference: float) -> tuple[float, float]:
     """Limits of the cost axis around all intervals, with the reference where it is not far off."""
     low, high = min(low for low, _ in intervals), max(high for _, high in intervals)
@@ -181,7 +191,7 @@ def _finish(all_axes: Sequence[Axes], panels: Sequence[Panel], names: Sequence[s
     room = 8 * (highest - lowest)
     all_axes[0].set_ylim(100 * lowest - room / 2, 100 * highest + 2 * room)
     all_axes[0].set_yticks([tick for tick in all_axes[0].get_yticks() if 100 * lowest <= tick <= 100])
-    all_axes[0].set_ylabel("plain test accuracy, top-1 (%)")
+    all_axes[0].set_ylabel(_accuracy_label([candidate for shown in panels for candidate in shown.candidates]))
     all_axes[0].figure.legend(
         handles=_legend(
             names, predicted=any(value.mode == "predicted" for shown in panels for value in shown.readings)

@@ -44,7 +44,7 @@ def latency_by_op(candidates: Sequence[CandidateRecord]) -> Drawing | None:
     bars = _bars(candidates, shown_links)
     ops = _dearest_ops(bars, shown_links)
     figure = new_figure(
-        1.5 + 0.26 * len(bars), footer(bars, phases="online, one image", modes=("predicted by the cost model, by op",))
+        1.5 + 0.26 * len(bars), footer(bars, phases="online, one image", modes=_modes(bars, shown_links))
     )
     all_axes = figure.subplots(1, len(shown_links), sharey=True, squeeze=False)[0]
     for axes, link in zip(all_axes, shown_links, strict=True):
@@ -83,6 +83,17 @@ def _bars(candidates: Sequence[CandidateRecord], shown_links: Sequence[str]) -> 
     with_ops = [c for c in candidates if any(link in c["by_op_s"] for link in shown_links)]
     chosen = sorted(with_ops, key=lambda c: (not c["measured_s"], c["name"] not in on_front, seconds(c)))[:_BARS_SHOWN]
     return sorted(chosen, key=seconds)
+
+
+def _modes(bars: Sequence[CandidateRecord], shown_links: Sequence[str]) -> tuple[str, ...]:
+    """How the runs that are split by operation are known, with the links each holds for."""
+    links_of: dict[str, list[str]] = {}
+    for link in shown_links:
+        for mode in sorted({bar["measured_s"][link]["mode"] for bar in bars if link in bar["measured_s"]}):
+            links_of.setdefault(mode, []).append(link)
+    return tuple(f"{mode} ({', '.join(on)}), by operation" for mode, on in links_of.items()) or (
+        "predicted, by operation",
+    )
 
 
 def _dearest_ops(bars: Sequence[CandidateRecord], shown_links: Sequence[str]) -> list[str]:

@@ -111,13 +111,20 @@ class AttentionRecord(TypedDict):
     machine: dict[str, Any]
 
 
-class CandidateRecord(TypedDict):
+class TestedRecord(TypedDict, total=False):
+    """How many images an accuracy was counted on, where that is known."""
+
+    test_images: int
+
+
+class CandidateRecord(TestedRecord):
     """One trained network: `"record": "candidate"`.
 
     `name` is short (it labels points, about 14 characters) and unique. `found_by` is a family such as `uniform`,
     `mpcvit/l1` or `mpcvit/latency@cheetah-wan`. `kinds` holds, for each layer, the kind of each head. `accuracy` is
-    plain top-1 on the test set; the `secure_*` values come from `secure_images` images. `seconds`, `measured_s` and
-    `by_op_s` are keyed by network and are online seconds for one image (batch 1).
+    plain top-1 on `test_images` test images; the `secure_*` values come from `secure_images` images. `seconds`,
+    `measured_s` and `by_op_s` are keyed by network and are online seconds for one image (batch 1); `by_op_s` splits the
+    run behind `measured_s`.
     """
 
     schema: int
