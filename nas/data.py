@@ -123,7 +123,7 @@ def image_folder(path: Path, image_px: int = 32, val_fraction: float = 0.1) -> D
     return _normalised(f"folder:{path}", [train, val, test], names)
 
 
-DATASETS: dict[str, Callable[[], Dataset]] = {"digits": digits}
+DATASETS: dict[str, Callable[[int], Dataset]] = {"digits": digits}
 
 
 def load(name: str | Dataset, image_px: int = 32) -> Dataset:
@@ -134,7 +134,7 @@ def load(name: str | Dataset, image_px: int = 32) -> Dataset:
     if isinstance(name, Dataset):
         return name
     if name in DATASETS:
-        return DATASETS[name]()
+        return DATASETS[name](image_px)
     if name.startswith("folder:"):
         return image_folder(Path(name.removeprefix("folder:")), image_px)
     nearest = difflib.get_close_matches(name, DATASETS, n=1)

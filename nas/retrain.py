@@ -49,7 +49,7 @@ def retrain(
     `token_weight`). The weights are those of the last epoch: nothing is selected on the images that judge it. A call
     with the same arguments continues a killed one. Raises ValueError where data and network do not fit.
     """
-    dataset = load(dataset)
+    dataset = load(dataset, spec.image_px)
     _demand_fit(spec, dataset)
     if token_weight is not None and teacher is None:
         raise ValueError("token_weight needs a teacher")

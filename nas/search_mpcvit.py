@@ -69,7 +69,7 @@ def search(
     `p_<kind>` of every head. Raises RuntimeError when the penalty never reached the search logits: its gradient was
     exactly zero at every epoch, and "no difference" between two searches would mean nothing.
     """
-    dataset = load(dataset)
+    dataset = load(dataset, spec.image_px)
     network = _fresh_network(spec, objective, settings, seed)
     initial = {"objective": objective.name, **_describe(network, objective)}
     records = train(
@@ -106,7 +106,7 @@ def zero_shot_accuracy(result: SearchResult, kinds_per_layer: Sequence[Sequence[
     """Validation accuracy of the discrete network with the search's own weights, before any retraining."""
     from safetensors.torch import load_model
 
-    dataset = load(dataset)
+    dataset = load(dataset, result.spec.image_px)
     network = search_network(result.spec, result.kinds, result.parametrisation)
     load_model(network, str(result.weights))
     return accuracy(discretise(network, kinds_per_layer), dataset.val_images, dataset.val_labels)

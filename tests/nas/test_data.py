@@ -20,6 +20,11 @@ def test_digits_are_1200_237_360_normalised_images_of_32_px() -> None:
     torch.testing.assert_close(data.train_images.std(dim=(0, 2, 3)), torch.ones(3), atol=1e-4, rtol=0)
 
 
+def test_digits_come_in_the_size_that_is_asked_for() -> None:
+    assert load("digits", 16).image_px == 16
+    assert load("digits").image_px == 32
+
+
 def test_digits_parts_hold_every_image_once() -> None:
     data = digits()
     parts = torch.cat([data.train_images, data.val_images, data.test_images])

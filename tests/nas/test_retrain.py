@@ -30,6 +30,11 @@ def test_what_is_written_is_the_network_that_was_judged(tiny_spec: ViTSpec, tiny
     )
 
 
+def test_images_take_the_size_of_the_network(tiny_spec: ViTSpec, tmp_path: Path) -> None:
+    spec = replace(tiny_spec, classes=10)
+    assert retrain(spec, "digits", replace(SETTINGS, epochs=1, batch=240), 0, tmp_path).spec.image_px == 8
+
+
 def test_a_teacher_is_the_softmax_network_of_the_same_shape(
     tiny_spec: ViTSpec, tiny_data: Dataset, tmp_path: Path
 ) -> None:
@@ -70,7 +75,7 @@ def test_a_finished_run_is_not_trained_again(tiny_spec: ViTSpec, tiny_data: Data
 
 
 def test_a_network_for_other_images_is_refused(tiny_spec: ViTSpec, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="digits has 32 px and 10 classes, the network wants 8 px and 3"):
+    with pytest.raises(ValueError, match="digits has 8 px and 10 classes, the network wants 8 px and 3"):
         retrain(tiny_spec, "digits", SETTINGS, 0, tmp_path)
 
 
