@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
@@ -10,67 +12,96 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpc import functions as f
+from mpc import operators  # noqa: F401 - importing registers our own operators with torch
 from mpc.scheme import Scheme
 from mpc.tensor import module_sites
 
 aten = torch.ops.aten
 Span = tuple[float, float]
+_ANY = (-inf, inf)
 _RING_SPAN = (-32768.0, 32768.0)  # magnitudes beyond this do not survive a product at 16 fraction bits
 
-_RELEASED_RECIPROCAL = (1e-3, 667.0)
+# CrypTen's reciprocal keeps 2 % up to 150; above 256 its start, exp(1 - 2 x), leaves the domain of its own exp.
+_RELEASED_RECIPROCAL = (1e-3, 150.0)
 _RELEASED_ROOT = (0.1, 100.0)
 
 
-def _gap(x: Tensor, dim: int, *_: object) -> Tensor:
-    return x - x.amax(dim, keepdim=True)
+@dataclass(frozen=True, slots=True)
+class _Domain:
+    """Where a function is right, as documented and as released."""
+
+    documented: Span
+    released: Span
 
 
-def _variance(x: Tensor, shape: list[int], *_: object) -> Tensor:
-    return x.flatten(-len(shape)).var(-1, unbiased=False)
+# A row of zeros is right at any reciprocal, so sums of rows can leave only the upper end.
+_DOMAINS = {
+    "softmax gap": _Domain((f.EXP_DOMAIN[0], 0.0), (-512.0, 0.0)),
+    "softmax sum": _Domain((0.0, f.POSITIVE_DOMAIN[1]), (0.0, _RELEASED_RECIPROCAL[1])),
+    "exp": _Domain(f.EXP_DOMAIN, (-512.0, f.EXP_DOMAIN[1])),
+    "layer_norm variance": _Domain(f.VARIANCE_DOMAIN, _RELEASED_ROOT),
+    "reciprocal": _Domain(f.POSITIVE_DOMAIN, _RELEASED_RECIPROCAL),
+    "inverse_square_root": _Domain(f.POSITIVE_DOMAIN, _RELEASED_ROOT),
+    "row_normalize mean": _Domain((0.0, f.POSITIVE_DOMAIN[1]), _ANY),
+    "row_normalize sum": _Domain(_ANY, (0.0, _RELEASED_RECIPROCAL[1])),
+    "gelu": _Domain(_RING_SPAN, (-1.5, 1.5)),
+    "relu": _Domain(_RING_SPAN, _RING_SPAN),
+    "linear": _Domain(_RING_SPAN, _RING_SPAN),
+}
+
+Observed = dict[str, Tensor]
 
 
-def _mean_row(x: Tensor, eps: float) -> Tensor:
-    return x.mean(-1)
+def _softmax(x: Tensor, dim: int, *_: object) -> Observed:
+    gap = x - x.amax(dim, keepdim=True)
+    return {"softmax gap": gap, "softmax sum": gap.exp().sum(dim)}
 
 
-def _itself(x: Tensor, *_: object) -> Tensor:
-    return x
+def _attention(query: Tensor, key: Tensor, *_: object, scale: float | None = None, **__: object) -> Observed:
+    return _softmax(query @ key.transpose(-2, -1) * (scale or query.shape[-1] ** -0.5), -1)
 
 
-# overload -> (name, what the function's domain is about, domain as documented, domain as released)
-_DOMAINS: dict[Any, tuple[str, Callable[..., Tensor], Span, Span]] = {
-    aten.softmax.int: ("softmax", _gap, (f.EXP_DOMAIN[0], 0.0), (-512.0, 0.0)),
-    aten._softmax.default: ("softmax", _gap, (f.EXP_DOMAIN[0], 0.0), (-512.0, 0.0)),
-    aten.exp.default: ("exp", _itself, f.EXP_DOMAIN, (-512.0, 10.0)),
-    aten.layer_norm.default: ("layer_norm", _variance, f.VARIANCE_DOMAIN, _RELEASED_ROOT),
-    aten.reciprocal.default: ("reciprocal", torch.abs, f.POSITIVE_DOMAIN, _RELEASED_RECIPROCAL),
-    aten.rsqrt.default: ("inverse_square_root", _itself, f.POSITIVE_DOMAIN, _RELEASED_ROOT),
-    aten.gelu.default: ("gelu", _itself, _RING_SPAN, (-1.5, 1.5)),
-    aten.relu.default: ("relu", _itself, _RING_SPAN, _RING_SPAN),
-    aten.linear.default: ("linear", _itself, _RING_SPAN, _RING_SPAN),
+def _layer_norm(x: Tensor, shape: list[int], *_: object) -> Observed:
+    return {"layer_norm variance": x.flatten(-len(shape)).var(-1, unbiased=False)}
+
+
+def _row_normalize(x: Tensor, eps: float) -> Observed:
+    return {"row_normalize mean": x.mean(-1), "row_normalize sum": x.sum(-1)}
+
+
+def _itself(name: str) -> Callable[..., Observed]:
+    return lambda x, *_, **__: {name: x}
+
+
+_OBSERVED: dict[Any, Callable[..., Observed]] = {
+    aten.softmax.int: _softmax,
+    aten._softmax.default: _softmax,
+    aten.scaled_dot_product_attention.default: _attention,
+    aten.layer_norm.default: _layer_norm,
+    torch.ops.mpc_pareto.row_normalize.default: _row_normalize,
+    aten.exp.default: _itself("exp"),
+    aten.reciprocal.default: lambda x: {"reciprocal": x.abs()},
+    aten.rsqrt.default: _itself("inverse_square_root"),
+    aten.gelu.default: _itself("gelu"),
+    aten.relu.default: _itself("relu"),
+    aten.linear.default: _itself("linear"),
 }
 
 
-class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's `__init_subclass__`
+class _Observer(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.site = ""
-        self.spans: dict[tuple[str, Any], Span] = {}
+        self.spans: dict[tuple[str, str], Span] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _DOMAINS:
-            argument = _DOMAINS[func][1](*args, **(kwargs or {}))
-            low, high = float(argument.min()), float(argument.max())
-            before = self.spans.get((self.site, func), (low, high))
-            self.spans[self.site, func] = (min(low, before[0]), max(high, before[1]))
-        elif func is aten.scaled_dot_product_attention.default:
-            query, key = args[0], args[1]
-            scores = query @ key.transpose(-2, -1) * ((kwargs or {}).get("scale") or query.shape[-1] ** -0.5)
-            self.__torch_dispatch__(aten.softmax.int, types, (scores, -1))
-        elif func is torch.ops.mpc_pareto.row_normalize.default:
-            mean = _mean_row(*args)
-            self.spans[self.site, func] = (float(mean.min()), float(mean.max()))
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in _OBSERVED:
+            for name, values in _OBSERVED[func](*args, **kwargs).items():
+                low, high = float(values.min()), float(values.max())
+                before = self.spans.get((self.site, name), (low, high))
+                self.spans[self.site, name] = (min(low, before[0]), max(high, before[1]))
+        return func(*args, **kwargs)
 
 
 def observe_domains(module: nn.Module, inputs: Tensor, scheme: Scheme) -> list[dict[str, Any]]:
@@ -78,20 +109,13 @@ def observe_domains(module: nn.Module, inputs: Tensor, scheme: Scheme) -> list[d
 
     Runs the plain reading once; values are looked at here only, never at a party.
     """
-    from mpc import operators  # noqa: F401 - importing registers the operator
-
     observer = _Observer()
     with module_sites(module, observer), observer:
         module(inputs)
-    return [_row(site, func, span, scheme) for (site, func), span in observer.spans.items()]
-
-
-def _row(site: str, func: Any, span: Span, scheme: Scheme) -> dict[str, Any]:
-    released = scheme.functions == "released"
-    if func in _DOMAINS:
-        name, _, documented_domain, released_domain = _DOMAINS[func]
-        domain = released_domain if released else documented_domain
-    else:  # a row of zeros is right at any reciprocal, so only the upper end can be left
-        name, domain = "row_normalize", (0.0, _RELEASED_RECIPROCAL[1] if released else f.POSITIVE_DOMAIN[1])
-    inside = domain[0] <= span[0] and span[1] <= domain[1]
-    return {"op": name, "site": site, "low": span[0], "high": span[1], "domain": list(domain), "inside": inside}
+    rows = []
+    for (site, name), (low, high) in observer.spans.items():
+        domain = _DOMAINS[name].released if scheme.functions == "released" else _DOMAINS[name].documented
+        if domain != _ANY:
+            inside = domain[0] <= low and high <= domain[1]
+            rows.append({"op": name, "site": site, "low": low, "high": high, "domain": list(domain), "inside": inside})
+    return rows

@@ -23,7 +23,7 @@ Events = p.Events
 
 EXP_SQUARINGS = 6
 # Below, 1 + u + u^2 / 2 at u = x / 64 leaves (-0.85, 0.85) and its 64th power is not near 0.
-EXP_DOMAIN = (-117.0, 10.0)
+EXP_DOMAIN = (-117.0, 3.0)
 
 # Positive arguments are brought into [1, 4) by comparing with powers of 4 from 4^-6 to 4^7.
 _EXPONENTS = range(-6, 8)
@@ -44,7 +44,7 @@ _GELU_COEFFICIENTS = (2.2e-4, 4.8623, -9.5285, 15.189, -15.6124, 9.0928, -2.2545
 
 # Layer norm takes 16 x variance: 4 more fraction bits, and eps = 1e-5 no longer rounds to nothing.
 _VARIANCE_GAIN = 16
-VARIANCE_DOMAIN = (POSITIVE_DOMAIN[0] / _VARIANCE_GAIN, POSITIVE_DOMAIN[1] / _VARIANCE_GAIN)
+VARIANCE_DOMAIN = (1e-3, 2500.0)  # where layer_norm is within 1e-2: below, squares round away; above, the root does
 
 
 def exp(x: Shares) -> Shares:
@@ -66,7 +66,7 @@ def exp_events(n: int, parties: int) -> Events:
 
 
 def reciprocal_positive(x: Shares) -> Shares:
-    """1 / x on POSITIVE_DOMAIN: 16 rounds, 3128 n bytes (CrypTen's: 28 rounds, 304 n bytes, on [1e-3, 667])."""
+    """1 / x on POSITIVE_DOMAIN: 16 rounds, 3128 n bytes (CrypTen's: 28 rounds, 304 n bytes, on [1e-3, 150])."""
     bits = _below_powers_of_four(x)
     scale = _bucket_values(bits, [4.0**-j for j in _bucket_exponents()])
     unit = x * scale
@@ -155,17 +155,17 @@ def softmax(x: Shares) -> Shares:
     return numerator * reciprocal_positive(numerator.sum(-1, keepdim=True))
 
 
-def softmax_events(rows: int, length: int, parties: int) -> Events:
+def softmax_events(rows: int, length: int, parties: int, fraction_bits: int = p.FRACTION_BITS) -> Events:
     """Traffic of `softmax`."""
     n = rows * length
-    largest = p.maximum(length, rows, parties, with_argmax=True)
+    largest = p.maximum(length, rows, parties, fraction_bits)
     return largest + exp_events(n, parties) + reciprocal_positive_events(rows, parties) + p.product(n, rows, n, parties)
 
 
-def softmax_released_events(rows: int, length: int, parties: int) -> Events:
+def softmax_released_events(rows: int, length: int, parties: int, fraction_bits: int = p.FRACTION_BITS) -> Events:
     """Traffic of CrypTen's own softmax over `length` entries in each of `rows`."""
     n = rows * length
-    largest = p.maximum(length, rows, parties, with_argmax=True)
+    largest = p.maximum(length, rows, parties, fraction_bits)
     divide = p.reciprocal_positive(rows, parties) + p.product(n, rows, n, parties)
     return largest + p.exponential(n, parties) + divide
 
@@ -188,7 +188,7 @@ def row_normalize_events(rows: int, length: int, parties: int) -> Events:
 
 
 def row_normalize_released(x: Shares, eps: float) -> Shares:
-    """x times CrypTen's reciprocal of the (positive) row sum; right for sums in [1e-3, 667]."""
+    """x times CrypTen's reciprocal of the (positive) row sum; right for sums in [1e-3, 150]."""
     return x * released_reciprocal_positive(x.sum(-1, keepdim=True) + eps)
 
 

@@ -13,7 +13,7 @@ from mpc.traffic import WORD_BYTES, Correlation, Event, Message
 Events = list[Event]
 
 _ADDER_LEVELS = 6  # log2 of the 64-bit word: levels of the carry tree
-_RANDOM_FRACTION_BITS = 16
+FRACTION_BITS = 16
 
 
 def opening(*elements: int) -> Events:
@@ -134,13 +134,13 @@ def sigmoid(n: int, parties: int) -> Events:
     return less_than_zero(n, parties) + multiply + exponential(n, parties) + newton + choice(n, parties)
 
 
-def random_choice(length: int, rows: int, parties: int) -> Events:
+def random_choice(length: int, rows: int, parties: int, fraction_bits: int = FRACTION_BITS) -> Events:
     """CrypTen's random tie-break among `length` candidates in each of `rows`: 10 rounds at two parties."""
-    draw = bit_to_arithmetic(_RANDOM_FRACTION_BITS * rows) + product(rows, rows, rows, parties, truncates=False)
+    draw = bit_to_arithmetic(fraction_bits * rows) + product(rows, rows, rows, parties, truncates=False)
     return draw + less_than_zero(length * rows, parties)
 
 
-def maximum_pairwise(length: int, rows: int, parties: int) -> Events:
+def maximum_pairwise(length: int, rows: int, parties: int, fraction_bits: int = FRACTION_BITS) -> Events:
     """Maximum by comparing all pairs, for the few candidates that remain after halving."""
     pairs = max(length, 2) - 1
     if pairs >= 128:
@@ -151,13 +151,15 @@ def maximum_pairwise(length: int, rows: int, parties: int) -> Events:
         half = pairs // 2
         events += product(half * n, half * n, half * n, parties, truncates=False)
         pairs = half + pairs % 2
-    return events + random_choice(length, rows, parties) + product(n, n, n, parties, truncates=False)
+    draw = random_choice(length, rows, parties, fraction_bits)
+    return events + draw + product(n, n, n, parties, truncates=False)
 
 
-def maximum(length: int, rows: int, parties: int, with_argmax: bool) -> Events:
-    """CrypTen's log_reduction maximum of each row: int(ln length) halvings, then all pairs; argmax only where asked.
+def maximum(length: int, rows: int, parties: int, fraction_bits: int = FRACTION_BITS) -> Events:
+    """CrypTen's log_reduction maximum of each row: int(ln length) halvings, then all pairs, then an argmax.
 
-    `max` along a dimension always computes the argmax that comes with it.
+    `max` along a dimension always computes the argmax that comes with it; ties are broken by numbers of `fraction_bits`
+    random bits.
     """
     events: Events = []
     remaining = length
@@ -165,10 +167,8 @@ def maximum(length: int, rows: int, parties: int, with_argmax: bool) -> Events:
         half = remaining // 2
         events += less_than_zero(half * rows, parties) + choice(half * rows, parties)
         remaining = half + remaining % 2
-    events += maximum_pairwise(remaining, rows, parties)
-    if with_argmax:
-        events += equal_zero(length * rows, parties) + random_choice(length, rows, parties)
-    return events
+    events += maximum_pairwise(remaining, rows, parties, fraction_bits)
+    return events + equal_zero(length * rows, parties) + random_choice(length, rows, parties, fraction_bits)
 
 
 def normalised_exponent(n: int, parties: int, thresholds: int) -> Events:

@@ -48,7 +48,7 @@ def _describe_maximum(output: tuple[int, ...], x: Tensor, dim: Any = (), keepdim
 def _maximum_sends(scheme: Scheme, operation: Operation) -> Events:
     if operation["length"] == 1:
         return []
-    return p.maximum(operation["length"], operation.elements, scheme.parties, with_argmax=True)
+    return p.maximum(operation["length"], operation.elements, scheme.parties, scheme.precision_bits)
 
 
 @row("maximum", aten.amax.default, sends=_maximum_sends, describe=_describe_maximum)
@@ -126,7 +126,9 @@ def _describe_softmax(output: tuple[int, ...], x: Tensor, dim: int, *_: object) 
 def _softmax_sends(scheme: Scheme, operation: Operation) -> Events:
     length = operation["length"]
     closed_form = f.softmax_released_events if scheme.functions == "released" else f.softmax_events
-    return [] if length == 1 else closed_form(operation.elements // length, length, scheme.parties)
+    if length == 1:
+        return []
+    return closed_form(operation.elements // length, length, scheme.parties, scheme.precision_bits)
 
 
 @row("softmax", aten.softmax.int, aten._softmax.default, sends=_softmax_sends, describe=_describe_softmax)

@@ -44,9 +44,9 @@ class Scheme:
         _one_of("weights", self.weights, Weights)
         if self.parties not in (2, 3):
             raise ValueError(f"parties must be 2 or 3, got {self.parties}")
-        if not 8 <= self.precision_bits <= 24:
+        if not 14 <= self.precision_bits <= 20:
             raise ValueError(
-                f"precision_bits must lie in 8..24, got {self.precision_bits}: a product needs twice as many"
+                f"precision_bits must lie in 14..20, got {self.precision_bits}: a product needs twice as many"
             )
 
     @property

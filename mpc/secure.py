@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -124,9 +125,12 @@ def secure_forward(
     `inputs` is None at parties that do not own the input; the module of a party that does not own the weights holds
     them as meta tensors (private weights), and is left as it is where weights are public.
     """
+    _forget_peak()
     with module_sites(module, reading := SecureReading(scheme, ledger)), _settings(scheme):
         x = reading.wrap(input_shape, share(inputs, input_shape, roles.input_owner, scheme, "the input"), "secret")
-        shared = _share_weights(module, reading, roles) if scheme.weights == "private" else {}
+        shared = (
+            _share_weights(module, reading, roles) if scheme.weights == "private" else _check_weights(module, scheme)
+        )
         logs = []
         for _ in range(repeats):
             reading.operations.clear()
@@ -141,9 +145,8 @@ def secure_forward(
         with ledger.operation("reveal", ""):
             revealed = reveal(output.shares, roles.reveal_to)
         reveal_log = ledger.stop()
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result = None if revealed is None else revealed.clone()
-    return ForwardResult(result, tuple(logs), reveal_log, Trace(tuple(reading.operations)), peak_bytes)
+    return ForwardResult(result, tuple(logs), reveal_log, Trace(tuple(reading.operations)), _peak_bytes())
 
 
 def reveal(shares: Shares, to: int | None) -> Tensor | None:
@@ -172,6 +175,27 @@ def _share_weights(module: nn.Module, reading: SecureReading, roles: Roles) -> d
         shares = share(values, tuple(tensor.shape), roles.model_owner, reading.scheme, f"weight {name}")
         shared[name] = reading.wrap(tensor.shape, shares, "weight")
     return shared
+
+
+def _check_weights(module: nn.Module, scheme: Scheme) -> dict[str, Tensor]:
+    """Refuse public weights that fixed-point numbers cannot hold; nothing is shared."""
+    for name, tensor in weight_tensors(module).items():
+        encode(tensor.detach(), scheme, f"weight {name}")
+    return {}
+
+
+def _forget_peak() -> None:
+    """Start the kernel's count of this process's peak memory anew, where it lets us (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_bytes() -> int:
+    """Peak resident memory since `_forget_peak`; since the start of the process where the kernel does not tell."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _barrier() -> None:

@@ -28,6 +28,7 @@ _NEEDS_A_VALUE = {
     aten.equal.default,
     aten.nonzero.default,
 }
+_NO_ROW = "there is no row for it in the table of secure operations (mpc.table.row_names() lists them)"
 _CONSTANTS = {
     aten.new_zeros.default,
     aten.new_ones.default,
@@ -128,7 +129,7 @@ class Reading(ABC):
             return self._in_place(func, args, kwargs)
         result = func.decompose(*args, **kwargs)
         if result is NotImplemented:
-            self.refuse(str(func), "there is no row for it in the table of secure operations (mpc/rows.py)")
+            self.refuse(str(func), _NO_ROW)
         return result
 
     def _row(self, entry: Row, func: Any, args: Any, kwargs: Any) -> SecureTensor:
@@ -163,7 +164,7 @@ class Reading(ABC):
                 str(func), "it writes a secret into a public tensor; build the result with cat or stack instead"
             )
         if functional is None:
-            self.refuse(str(func), "there is no row for it in the table of secure operations (mpc/rows.py)")
+            self.refuse(str(func), _NO_ROW)
         if any(other is not target for other in target.aliases):
             self.refuse(str(func), "it writes in place into a tensor that other views share; use the out-of-place form")
         result = self.dispatch(functional, args, kwargs)

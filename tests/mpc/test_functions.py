@@ -29,9 +29,9 @@ def test_every_row_computes_what_the_plain_reading_computes(request: pytest.Fixt
     parties: Parties = request.getfixturevalue("two_parties" if count == 2 else "three_parties")
     x = torch.randn(4, 3, 7, generator=torch.Generator().manual_seed(count))
     for name in FUNCTIONS:
-        positive = name in ("divide_by_secret",)
+        positive = name in ("divide_by_secret", "plain_root", "plain_reciprocal")
         bound = 1e-2 if name in ("sigmoid", "tanh", "silu", "exp") else 5e-3  # CrypTen's own; exp reaches e^0 and above
-        assert _worst(parties, name, x.abs() if positive else x) < bound, name
+        assert _worst(parties, name, x.abs() + 0.5 if positive else x) < bound, name
     torch.manual_seed(3)
     for module, shape in ((Convolution().eval(), (2, 3, 4, 7)), (Encoder().eval(), (2, 5, 8))):
         inputs = torch.randn(shape)
@@ -45,9 +45,9 @@ def test_every_row_computes_what_the_plain_reading_computes(request: pytest.Fixt
         ("gelu", torch.linspace(-60, 60, 7 * 600).view(-1, 7), 1.2e-3),
         ("softmax", NORMALISED_ROWS * 12, 3e-3),
         ("softmax", torch.tensor([[0.0, -30, -50, -70, -90, -100, -115]]), 3e-3),
-        ("layer_norm", NORMALISED_ROWS * 0.1, 2e-2),
+        ("layer_norm", NORMALISED_ROWS * 0.1, 1e-2),
         ("layer_norm", NORMALISED_ROWS * 1.0, 2e-3),
-        ("layer_norm", NORMALISED_ROWS * 30.0, 5e-3),
+        ("layer_norm", NORMALISED_ROWS * 30.0, 1e-2),
         ("row_normalize", NORMALISED_ROWS * 300, 4e-3),
         ("row_normalize", torch.zeros(3, 7), 1e-6),
         ("sigmoid", torch.linspace(-100, 100, 7 * 100).view(-1, 7), 5e-3),
@@ -60,16 +60,29 @@ def test_our_functions_are_right_over_what_networks_produce(
 
 
 @pytest.mark.parties
-def test_reciprocal_and_root_are_right_over_their_whole_domain(two_parties: Parties) -> None:
+@pytest.mark.parametrize("name", ["plain_reciprocal", "plain_root"])
+def test_reciprocal_and_root_are_right_over_their_whole_domain(two_parties: Parties, name: str) -> None:
     low, high = functions.POSITIVE_DOMAIN
-    x = torch.logspace(-2, 4.2, 7 * 200, dtype=torch.float64).float().view(-1, 7)
+    x = torch.logspace(-4, 4.5, 7 * 400, dtype=torch.float64).float().view(-1, 7)
     assert low < float(x.min()) and float(x.max()) < high
-    run = run_module(two_parties, Apply("reciprocal").eval(), x - 1)  # the workload takes 1 / (|x| + 1)
-    exact = FUNCTIONS["reciprocal"](x - 1)
-    assert ((run.output - exact).abs() <= 2e-3 * exact + 2**-14).all()
-    run = run_module(two_parties, Apply("inverse_square_root").eval(), x)
-    exact = FUNCTIONS["inverse_square_root"](x)
-    assert ((run.output - exact).abs() <= 2e-3 * exact + 2**-14).all()
+    x = (x * 2**16).round() / 2**16  # what shares can hold of it
+    exact = FUNCTIONS[name](x)
+    run = run_module(two_parties, Apply(name).eval(), x)
+    # A unit of the last place in x, or in the scaled x, moves the result by this share of itself.
+    assert ((run.output - exact).abs() <= (2e-3 + 2**-15 / x) * exact + 2**-14).all()
+    if name == "plain_reciprocal":
+        negative = run_module(two_parties, Apply(name).eval(), -x[x > 0.01].view(-1, 1))
+        assert (negative.output < 0).all()
+
+
+@pytest.mark.parties
+@pytest.mark.parametrize("precision_bits", [14, 18, 20])
+def test_other_precisions_compute_the_same(two_parties: Parties, precision_bits: int) -> None:
+    scheme = Scheme(precision_bits=precision_bits)
+    x = NORMALISED_ROWS
+    for name in ("softmax", "layer_norm", "row_normalize", "gelu", "structure", "public_joined", "multiply_float"):
+        run = run_module(two_parties, Apply(name).eval(), x[:, None] if name == "structure" else x, scheme)
+        assert (run.output - FUNCTIONS[name](x[:, None] if name == "structure" else x)).abs().max() < 1e-2, name
 
 
 @pytest.mark.parties
@@ -105,7 +118,7 @@ def test_domains_are_observed_by_module_and_judged_by_scheme() -> None:
     module = Encoder().eval()
     x = torch.randn(2, 5, 8)
     spans = {row["op"]: row for row in observe_domains(module, x, Scheme())}
-    assert {"softmax", "layer_norm", "gelu", "linear"} <= set(spans)
+    assert {"softmax gap", "softmax sum", "layer_norm variance", "gelu", "linear"} <= set(spans)
     assert all(row["inside"] for row in spans.values())
     assert spans["gelu"]["site"] == "layer"
     wide = observe_domains(Apply("gelu"), torch.linspace(-4, 4, 7), Scheme(functions="released"))

@@ -125,7 +125,7 @@ def test_networks_are_found_by_name_or_made_ad_hoc() -> None:
         ({"name": "tuned"}, "not available"),
         ({"parties": 4}, "2 or 3"),
         ({"transport": "carrier"}, "choose from: gloo"),
-        ({"precision_bits": 40}, "8..24"),
+        ({"precision_bits": 40}, "14..20"),
     ],
 )
 def test_a_wrong_scheme_cannot_exist(options: dict[str, Any], message: str) -> None:

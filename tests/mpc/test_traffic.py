@@ -50,7 +50,7 @@ def test_stock_softmax_over_65_keys_takes_115_rounds_whatever_the_heads() -> Non
     for rows in (65, 130, 260):
         assert _cost(functions.softmax_released_events(rows, 65, 2))[0] == 115
     assert round(_cost(functions.softmax_released_events(260, 65, 2))[1] / 1e6, 2) == 12.14
-    assert round(_cost(primitives.maximum(65, 260, 2, with_argmax=True))[1] / 1e6, 2) == 10.84
+    assert round(_cost(primitives.maximum(65, 260, 2))[1] / 1e6, 2) == 10.84
 
 
 def test_stated_rounds_of_our_own_functions() -> None:

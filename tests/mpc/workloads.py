@@ -40,6 +40,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "maximum_of_one": lambda x: x[..., :1].amax(-1),
     "exp": lambda x: torch.exp(x - 2),
     "reciprocal": lambda x: torch.reciprocal(x.abs() + 1),
+    "plain_reciprocal": torch.reciprocal,
+    "plain_root": torch.rsqrt,
     "inverse_square_root": lambda x: torch.rsqrt(x.abs() + 0.5),
     "square_root": lambda x: torch.sqrt(x.abs() + 0.5),
     "gelu": F.gelu,
