@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from mpc.scheme import Scheme
+    from mpc.scheme import Roles, Scheme
     from mpc.trace import Trace
     from mpc.traffic import Traffic
 
@@ -44,7 +44,7 @@ PrecisionBits = Annotated[int, typer.Option(help="fraction bits of the fixed-poi
 Batch = Annotated[int, typer.Option(min=1, help="images in one forward pass")]
 InputOwner = Annotated[int, typer.Option(help="party that brings the images")]
 ModelOwner = Annotated[int, typer.Option(help="party that brings the weights")]
-RevealTo = Annotated[int, typer.Option(help="party that learns the logits")]
+RevealTo = Annotated[str, typer.Option(help="party that learns the logits, or all")]
 JsonOnly = Annotated[bool, typer.Option("--json", help="leave out the table")]
 
 
@@ -89,7 +89,7 @@ def predict(
     batch: Batch = 1,
     input_owner: InputOwner = 0,
     model_owner: ModelOwner = 1,
-    reveal_to: RevealTo = 0,
+    reveal_to: RevealTo = "0",
     depth: Annotated[int, typer.Option(min=1, help="dotted parts of a module's name that make a row")] = 3,
     json_only: JsonOnly = False,
 ) -> None:
@@ -99,12 +99,11 @@ def predict(
     """
     from mpc.network import PROFILES
     from mpc.network import network as profile
-    from mpc.scheme import Roles, Scheme
+    from mpc.scheme import Scheme
 
     profiles = [profile(name) for name in network] if network else list(PROFILES.values())
     chosen = Scheme(scheme, parties, functions, dealer, transport, weights, precision_bits)  # type: ignore[arg-type]
-    roles = Roles(input_owner, model_owner, reveal_to)
-    roles.check(parties)
+    roles = roles_of(input_owner, model_owner, reveal_to, parties)
 
     from models.names import build, input_shape
     from mpc.reading import shape_reading
@@ -136,6 +135,17 @@ def predict(
             "by_op": {name: _row(part) for name, part in by_op.items()},
         }
     )
+
+
+def roles_of(input_owner: int, model_owner: int, reveal_to: str, parties: int) -> Roles:
+    """The roles as options give them; ValueError for a party that does not exist."""
+    from mpc.scheme import Roles
+
+    if reveal_to != "all" and not reveal_to.isdecimal():
+        raise ValueError(f"--reveal-to is a party's number or all, got {reveal_to!r}")
+    roles = Roles(input_owner, model_owner, None if reveal_to == "all" else int(reveal_to))
+    roles.check(parties)
+    return roles
 
 
 def _seconds(trace: Trace, scheme: Scheme, profiles: list[Any]) -> dict[str, dict[str, float]] | None:

@@ -6,7 +6,6 @@ a training continues from its last epoch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 import workflow
 from bench.attention import AttentionShape, measure_attention
 from bench.machine import usable_cores
-from bench.records import SCHEMA, plain
 from bench.run_directory import RunDirectory
 from cost_models.calibration import CalibrationPlan, plan
 from cost_models.latency_term import mixture_latency
@@ -165,7 +163,7 @@ class _Demo:
             self.steps.finish("attention")
             calibration = self.run.step("calibrate", lambda: self._calibration(parties))
         self.steps.finish("calibrate")
-        _write_lines(self.run, "attention", attention)
+        self.run.write_records("attention", attention)
         self.run.write_json("calibration.json", calibration)
         return dict(calibration)
 
@@ -210,7 +208,7 @@ class _Demo:
             jobs.append(Job(f"{objective.name}, seed {seed}", search, {**shared, **given}))
         epochs = self.settings.teacher.total_epochs + len(pairs) * self.settings.search.total_epochs
         results: list[SearchResult] = self._train(jobs, "search", epochs)[1:]
-        _write_lines(self.run, "search", [record for result in results for record in result.records])
+        self.run.write_records("search", [record for result in results for record in result.records])
         chosen = [
             (result, ratio, binarise(result.p_LHK, result.kinds, ratio, keep=kinds[0]))
             for result in results
@@ -279,7 +277,7 @@ class _Demo:
 
                 compute = partial(self._candidate, parties, item, accuracies[item.name], cost_model, on_batch)
                 candidates.append(self.run.step(names[item.name], compute))
-        _write_lines(self.run, "networks", candidates)
+        self.run.write_records("networks", candidates)
         for item in found:
             self.run.write_json(f"front/{item.name.replace(' ', '-')}.json", item.spec.to_json())
         self.steps.finish("measure")
@@ -316,15 +314,6 @@ class _Demo:
         summary = build(self.run.path)
         self.steps.finish("report")
         return summary
-
-
-def _write_lines(run: RunDirectory, name: str, records: Sequence[Mapping[str, Any]]) -> None:
-    """NAME.jsonl holds exactly these records: a step that is repeated after a kill leaves no doubles."""
-    text = "".join(json.dumps(plain({"schema": SCHEMA, **record}), separators=(",", ":")) + "\n" for record in records)
-    path = run.path / f"{name}.jsonl"
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def _short(candidate: Mapping[str, Any]) -> Record:

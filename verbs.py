@@ -1,4 +1,4 @@
-"""The verbs that start parties or train: bench, calibrate, infer, search, retrain, report, reproduce, demo.
+"""The verbs that run something: bench, calibrate, infer, search, retrain, report, demo.
 
 Each is registered on `cli.app` when this module is imported; heavy imports stay inside the verbs.
 """
@@ -29,6 +29,7 @@ from cli import (
     app,
     finish,
     progress_console,
+    roles_of,
     show,
 )
 from cli import Parties as PartyCount
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 Out = Annotated[Path | None, typer.Option(help="run directory that keeps the records")]
 Seed = Annotated[int, typer.Option(help="seed of weights, data order and search")]
+Data = Annotated[str, typer.Option(help="digits, or folder:PATH with class folders in train/ and test/")]
 Repeats = Annotated[int, typer.Option(min=1, help="runs that are timed, after one that is not")]
 
 bench_app = typer.Typer(help="Measure workloads on real parties.", no_args_is_help=True)
@@ -96,6 +98,9 @@ def bench_attention(
     transport: Transport = "gloo",
     weights: Weights = "private",
     precision_bits: PrecisionBits = 16,
+    input_owner: InputOwner = 0,
+    model_owner: ModelOwner = 1,
+    reveal_to: RevealTo = "0",
     seed: Seed = 0,
     out: Out = None,
     json_only: JsonOnly = False,
@@ -115,6 +120,7 @@ def bench_attention(
     schemes = [_scheme(scheme, parties, f, dealer, transport, weights, precision_bits) for f in functions.split(",")]
     links = [profile(name) for name in network or [] if name != "loopback"]
     rows: list[dict[str, Any]] = []
+    roles = roles_of(input_owner, model_owner, reveal_to, parties)
     with _progress() as progress, Parties(schemes[0]) as running:
         task = progress.add_task("starting parties", total=len(names) * len(schemes))
 
@@ -122,7 +128,9 @@ def bench_attention(
             progress.update(task, description=what, completed=len(rows) // (1 + len(links)))
 
         for kind in names:
-            for run, record in measure_attention(running, shape, [kind], schemes, repeats, linformer_k, seed, on_kind):
+            for run, record in measure_attention(
+                running, shape, [kind], schemes, repeats, linformer_k, seed, on_kind, roles
+            ):
                 rows += [record, *replayed_attention(run, record, links)]
         progress.update(task, completed=len(names) * len(schemes))
     _keep(out, "attention", rows, "bench attention")
@@ -175,7 +183,7 @@ def bench_model(
     precision_bits: PrecisionBits = 16,
     input_owner: InputOwner = 0,
     model_owner: ModelOwner = 1,
-    reveal_to: RevealTo = 0,
+    reveal_to: RevealTo = "0",
     seed: Seed = 0,
     out: Out = None,
     json_only: JsonOnly = False,
@@ -187,7 +195,6 @@ def bench_model(
     from models.names import build, input_shape
     from mpc.network import network as profile
     from mpc.parties import Parties
-    from mpc.scheme import Roles
     from workflow import network_rows
 
     chosen = _scheme(scheme, parties, functions, dealer, transport, weights, precision_bits)
@@ -195,7 +202,7 @@ def bench_model(
     torch.manual_seed(seed)
     module = build(model)
     inputs = torch.randn(batch, *input_shape(module)[1:])
-    roles = Roles(input_owner, model_owner, reveal_to)
+    roles = roles_of(input_owner, model_owner, reveal_to, parties)
     with progress_console.status(f"running {model} on {parties} parties"), Parties(chosen) as running:
         run = run_module(running, module, inputs, chosen, roles, repeats, warm_up=1)
     with torch.no_grad():
@@ -220,7 +227,7 @@ def bench_model(
 
 @bench_app.command("ops")
 def bench_ops(
-    elements: Annotated[int, typer.Option(min=2, help="elements that every function works on")] = 16384,
+    elements: Annotated[int, typer.Option(min=64, help="elements of every function, a multiple of 64")] = 16384,
     repeats: Repeats = 5,
     functions: Functions = "documented",
     parties: PartyCount = 2,
@@ -287,10 +294,13 @@ def calibrate(
 
 @app.command()
 def infer(
-    model: Annotated[str, typer.Argument(help="folder of a trained network (a run's train/NAME), or a MODEL")],
-    data: Annotated[str, typer.Option(help="digits, or an image folder with train/ and test/")] = "digits",
+    model: Annotated[
+        str, typer.Argument(help="run directory, folder of a trained network (RUN/train/NAME), or a MODEL")
+    ],
+    data: Data = "digits",
     images: Annotated[int, typer.Option(min=1, help="test images, from the first on")] = 64,
     batch: Batch = 16,
+    network: Networks = None,
     functions: Functions = "documented",
     parties: PartyCount = 2,
     dealer: Dealer = "tfp",
@@ -298,31 +308,36 @@ def infer(
     precision_bits: PrecisionBits = 16,
     input_owner: InputOwner = 0,
     model_owner: ModelOwner = 1,
-    reveal_to: RevealTo = 0,
+    reveal_to: RevealTo = "0",
     out: Out = None,
     json_only: JsonOnly = False,
 ) -> None:
-    """Run real test images through a network securely: accuracy, agreement with the plain reading, latency, health."""
+    """Run real test images through a network securely: accuracy, agreement with the plain reading, latency, health.
+
+    For a run directory, every network trained in it is measured, and its report can draw them.
+    """
     from bench.infer import infer as secure_inference
     from bench.infer import inference_record
     from models.names import build, input_shape
     from mpc.parties import Parties
-    from mpc.scheme import Roles
     from nas.data import load
     from nas.retrain import load_network
 
     chosen = _scheme("crypten", parties, functions, dealer, "gloo", weights, precision_bits)
     folder = Path(model)
+    if (folder / "manifest.json").is_file():
+        _infer_run(folder, chosen, data, images, batch, network or ["cheetah-lan", "cheetah-wan"], json_only)
+        return
     if not folder.is_dir() and ":" not in model:
         raise ValueError(f"there is no folder {model}; give a run's train/NAME, or a MODEL such as mpcvit:vit_7_4_32")
-    network = load_network(folder) if folder.is_dir() else build(model)
-    dataset = load(data, input_shape(network)[-1])
+    module = load_network(folder) if folder.is_dir() else build(model)
+    dataset = load(data, input_shape(module)[-1])
     x, y = dataset.test_images[:images], dataset.test_labels[:images]
     with _progress() as progress, Parties(chosen) as running:
         task = progress.add_task("images", total=len(x))
         on_batch = lambda i, n: progress.update(task, completed=i)  # noqa: E731
-        roles = Roles(input_owner, model_owner, reveal_to)
-        result = secure_inference(running, network, x, y, chosen, roles, batch, on_batch)
+        roles = roles_of(input_owner, model_owner, reveal_to, parties)
+        result = secure_inference(running, module, x, y, chosen, roles, batch, on_batch)
     record = inference_record(result, model)
     _keep(out, "inference", [record], "infer")
     if not json_only:
@@ -345,11 +360,34 @@ def infer(
     finish(record)
 
 
+def _infer_run(
+    run: Path, scheme: Scheme, data: str, images: int, batch: int, networks: list[str], json_only: bool
+) -> None:
+    from mpc.network import network as profile
+    from mpc.parties import Parties
+    from workflow import measure_run
+
+    links = [profile(name) for name in networks if name != "loopback"]
+    with _progress() as progress, Parties(scheme) as running:
+        task = progress.add_task("measuring", total=None)
+        on_network = lambda i, n, what: progress.update(task, completed=i, total=n, description=what)  # noqa: E731
+        records = measure_run(run, running, data, images, batch, links, on_network)
+    if not json_only:
+        names = list(records[0]["measured_s"])
+        table = Table("network", "accuracy", "secure accuracy", "agreement", *[f"{name} s" for name in names])
+        for row in records:
+            shares = (f"{row[key]:.4f}" for key in ("accuracy", "secure_accuracy", "agreement"))
+            table.add_row(row["name"], *shares, *[f"{row['measured_s'][name]['median']:.3f}" for name in names])
+        show(table)
+        typer.echo(f"{scheme.label}; links other than loopback are replayed; draw them with: mpc-pareto report {run}")
+    finish({"run": str(run), "rows": _rows(records)})
+
+
 @search_app.command("mpcvit")
 def search_mpcvit(
     out: Annotated[Path, typer.Option(help="run directory; the same command resumes a killed search")],
     model: Annotated[str, typer.Option(help="a named mpcvit: spec, or spec:PATH")] = "mpcvit:vit_4_4_32_demo",
-    data: Annotated[str, typer.Option(help="digits, or an image folder with train/ and test/")] = "digits",
+    data: Data = "digits",
     network: Annotated[
         str | None, typer.Option(help="link whose latency is in the loss (the budget's, or cheetah-wan), or l1")
     ] = None,
@@ -393,7 +431,7 @@ def search_mpcvit(
 @app.command("retrain")
 def retrain_run(
     run: Annotated[Path, typer.Argument(help="run directory of a search")],
-    data: Annotated[str, typer.Option(help="digits, or an image folder with train/ and test/")] = "digits",
+    data: Data = "digits",
     distil: Annotated[bool, typer.Option(help="train a softmax teacher first and distil from it")] = True,
     token_weight: Annotated[float | None, typer.Option(help="weight of token distillation; none by default")] = None,
     epochs: Annotated[int | None, typer.Option(help="epochs of every training; 14 on the digits")] = None,

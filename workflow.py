@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +17,9 @@ from torch import Tensor
 from bench.attention import spread, traffic_json
 from bench.infer import Inference, infer
 from bench.machine import this_machine
+from bench.run_directory import RunDirectory
 from bench.secure_run import SecureRun, run_module
-from cost_models.calibration import CalibrationPlan, Workload, observe, to_record
+from cost_models.calibration import CalibrationPlan, Workload, load_default, observe, to_record
 from cost_models.evaluation import evaluate
 from cost_models.latency_term import MixtureLatency
 from cost_models.linear import CostModel, fit
@@ -23,6 +28,8 @@ from models.vit import VisionTransformer
 from mpc.network import LOOPBACK, NetworkProfile
 from mpc.parties import Parties
 from mpc.scheme import Scheme
+from nas.data import load
+from nas.retrain import load_network
 
 Record = dict[str, Any]
 OnRun = Callable[[int, int, str], None]
@@ -82,7 +89,7 @@ def candidate_record(
     found: Mapping[str, Any],
     images: Tensor,
     labels: Tensor,
-    cost_model: CostModel,
+    cost_model: CostModel | None,
     links: Sequence[NetworkProfile],
     repeats: int = 5,
     batch: int = 16,
@@ -90,7 +97,8 @@ def candidate_record(
 ) -> Record:
     """Measure a trained network: secure accuracy on `images`, latency of one image on loopback, replayed on `links`.
 
-    `found` brings what training knows: accuracy, found_by, seed and ratio. Predicted seconds stand beside measured.
+    `found` brings what training knows: accuracy, found_by, seed and ratio. Predicted seconds stand beside measured,
+    where there is a cost model.
     """
     scheme = parties.scheme
     inference = infer(parties, network, images, labels, batch=batch, progress=on_batch)
@@ -104,7 +112,7 @@ def candidate_record(
         "params": sum(parameter.numel() for parameter in network.parameters()),
         "macs": run.trace.macs,
         **_secure_figures(inference),
-        "seconds": {p.name: _interval(cost_model, run, p) for p in profiles},
+        "seconds": {p.name: _interval(cost_model, run, p) for p in profiles} if cost_model else {},
         "measured_s": {p.name: _measured(run, p) for p in profiles},
         "by_op_s": {p.name: by_op_s(run, p) for p in profiles},
         **traffic_json(run),
@@ -112,6 +120,45 @@ def candidate_record(
         "peak_bytes": run.peak_bytes,
         "machine": this_machine(),
     }
+
+
+def measure_run(
+    path: Path,
+    parties: Parties,
+    data: str,
+    images: int,
+    batch: int,
+    links: Sequence[NetworkProfile],
+    on_network: Callable[[int, int, str], None] = lambda *_: None,
+) -> list[Record]:
+    """Measure every network that was trained in the run of a search; their records are its networks.jsonl.
+
+    A network that was measured already is not measured again. Raises ValueError where nothing was trained.
+    """
+    run = RunDirectory.existing(path)
+    folders = sorted(file.parent for file in (path / "train").glob("*/retrained.json"))
+    if not folders:
+        raise ValueError(f"{path} holds no trained network; run: mpc-pareto retrain {path}")
+    link = run.manifest["arguments"].get("link", "")
+    cost_model = load_default(parties.scheme)
+    records = []
+    for number, folder in enumerate(folders):
+        on_network(number, len(folders), folder.name)
+        trained = json.loads((folder / "retrained.json").read_text())
+        teacher = folder.name == "teacher"
+        found_by = "uniform" if teacher else f"mpcvit/{link if link == 'l1' else f'latency@{link}'}"
+        ratio = float(folder.name) if re.fullmatch(r"[0-9.]+", folder.name) else None
+        known = {key: trained[key] for key in ("accuracy", "test_images", "seed")}
+        network = load_network(folder)
+        dataset = load(data, network.spec.image_px)
+        test, labels = dataset.test_images[:images], dataset.test_labels[:images]
+        found = {**known, "found_by": found_by, "ratio": ratio}
+        measure = partial(
+            candidate_record, parties, folder.name, network, found, test, labels, cost_model, links, batch=batch
+        )
+        records.append(run.step(f"measure-{folder.name}-{images}", measure))
+    run.write_records("networks", records)
+    return records
 
 
 def _secure_figures(inference: Inference) -> Record:

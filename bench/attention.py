@@ -66,6 +66,7 @@ def measure_attention(
     linformer_k: int | None = None,
     seed: int = 0,
     progress: Callable[[str], None] = lambda text: None,
+    roles: Roles | None = None,
 ) -> list[tuple[SecureRun, dict[str, Any]]]:
     """Measure every kind under every scheme, schemes interleaved kind by kind; a run and its record for each."""
     measured = []
@@ -74,7 +75,7 @@ def measure_attention(
         layer = attention_layer(kind, shape, linformer_k, seed)
         for scheme in schemes or (parties.scheme,):
             progress(f"{kind}, {scheme.functions} functions")
-            run = run_module(parties, layer, x, scheme, Roles(), repeats, warm_up=1)
+            run = run_module(parties, layer, x, scheme, roles, repeats, warm_up=1)
             with torch.no_grad():
                 error = float((run.output - layer(x)).abs().max())
             measured.append((run, attention_record(run, kind, shape, error)))

@@ -11,7 +11,7 @@ import re
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,15 @@ class RunDirectory:
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Adds a record to NAME.jsonl."""
         append(self.path / f"{name}.jsonl", record)
+
+    def write_records(self, name: str, records: Iterable[Mapping[str, Any]]) -> Path:
+        """NAME.jsonl holds exactly these records, whole or not at all: a repeated step leaves no doubles."""
+        rows = [plain({"schema": SCHEMA, **record}, name) for record in records]
+        path = self.path / f"{name}.jsonl"
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n" for row in rows))
+        partial.replace(path)
+        return path
 
     def records(self, name: str, kind: str | None = None) -> list[Record]:
         """The records of NAME.jsonl, in order; none where the file does not exist yet."""

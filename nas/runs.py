@@ -23,6 +23,7 @@ from nas.data import load
 from nas.jobs import Job, run_jobs
 from nas.objectives import L1, Latency, Objective
 from nas.retrain import retrain, train_teacher
+from nas.scalars import tensorboard_writer
 from nas.search_mpcvit import search, zero_shot_accuracy
 from nas.settings import DEMO_L1_WEIGHT, DEMO_LATENCY_WEIGHT, DEMO_RETRAIN, DEMO_SEARCH, TrainSettings
 
@@ -83,10 +84,14 @@ def search_on_link(
         objective = Latency(latency, DEMO_LATENCY_WEIGHT if weight is None else weight)
     settings = _lasting(DEMO_SEARCH, request.epochs)
 
+    curves = tensorboard_writer(run.path / "tensorboard")
+
     def heard(record: Record) -> None:
+        curves(record)
         on_epoch(record, settings.total_epochs)
 
     result = search(spec, dataset, objective, settings, request.seed, run.path / "search", heard)
+    run.write_records("search", result.records)
     keep = request.kinds[0]
     choices = {f"{ratio:g}": binarise(result.p_LHK, request.kinds, ratio, keep=keep) for ratio in request.ratios}
     if request.budget and latency is not None:
