@@ -95,7 +95,8 @@ def _secure_accuracy(run: Run) -> str | None:
     images = {c["secure_images"] for c in secure}
     lowest = min(c["agreement"] for c in secure if c["agreement"] is not None)
     networks = f"{len(secure)} network{'s' if len(secure) > 1 else ''}"
-    line = f"Secure and plain top-1 agree on {100 * lowest:.1f} % of images or more ({networks}, "
+    share = "all images" if lowest == 1 else f"at least {100 * lowest:.1f} % of images"
+    line = f"Secure and plain top-1 agree on {share} ({networks}, "
     line += f"{' to '.join(map(str, sorted({min(images), max(images)})))} images each)"
     differences = [c["max_logit_difference"] for c in secure if c["max_logit_difference"] is not None]
     margins = [c["min_plain_margin"] for c in secure if c["min_plain_margin"] is not None]
