@@ -39,7 +39,7 @@ def test_the_example_of_the_readme_predicts_benches_and_infers(tmp_path: Path, i
     assert done.returncode == 0, done.stderr
     said = dict(line.split(" ", 1) for line in done.stdout.splitlines())
     assert list(said) == ["predict", "bench", "infer"]
-    rounds = re.search(r"rounds=\((\d+), (\d+)\)", said["predict"])
+    rounds = re.search(r"online.*rounds=\((\d+), (\d+)\)", said["predict"])
     assert rounds is not None and rounds[1] == rounds[2] and int(rounds[1]) > 0
     seconds = [float(number) for number in re.findall(r"\d+\.\d+(?:e-\d+)?", said["bench"])]
     assert len(seconds) >= 5 and all(0 < s < 60 for s in seconds)
