@@ -237,9 +237,10 @@ def bench_ops(
     json_only: JsonOnly = False,
 ) -> None:
     """Measure the non-linear functions one by one on the same number of elements."""
-    from bench.operations import measure_operations
+    from bench.operations import demand_rows, measure_operations
     from mpc.parties import Parties
 
+    demand_rows(elements)
     chosen = _scheme("crypten", parties, functions, dealer, "gloo", "private", 16)
     with progress_console.status("measuring operations"), Parties(chosen) as running:
         rows = measure_operations(running, elements, repeats, seed)

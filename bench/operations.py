@@ -46,10 +46,15 @@ class Operation(nn.Module):
         return OPERATIONS[self.name](x)
 
 
-def measure_operations(parties: Parties, elements: int, repeats: int = 5, seed: int = 0) -> list[dict[str, Any]]:
-    """A record for every operation on `elements` values, a multiple of 64. Raises ValueError for another number."""
+def demand_rows(elements: int) -> None:
+    """Raises ValueError unless `elements` values fill whole rows."""
     if elements % ROW:
         raise ValueError(f"elements must be a multiple of {ROW}, got {elements}; take {elements // ROW * ROW or ROW}")
+
+
+def measure_operations(parties: Parties, elements: int, repeats: int = 5, seed: int = 0) -> list[dict[str, Any]]:
+    """A record for every operation on `elements` values, a multiple of 64. Raises ValueError for another number."""
+    demand_rows(elements)
     x = torch.randn(elements // ROW, ROW, generator=torch.Generator().manual_seed(seed))
     return [_measure(parties, name, x, repeats) for name in OPERATIONS]
 

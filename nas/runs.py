@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.machine import usable_cores
 from bench.run_directory import RunDirectory
 from cost_models.calibration import load_default
@@ -70,12 +72,17 @@ def search_on_link(
 ) -> Record:
     """MPCViT's search under the latency of a link, binarised at every ratio and within the budget; specs go to front/.
 
-    Raises ValueError where the machine is not calibrated for `scheme`, or the budget cannot be met.
+    Other ratios or another budget for the same search train nothing again. Raises ValueError where the machine is not
+    calibrated for `scheme`, or the budget cannot be met.
     """
     spec = spec_named(request.model)
     latency = None if request.link == "l1" else _latency(spec, request, scheme)
+    if request.budget and latency is not None:  # one that nothing meets is refused before anything is trained
+        undecided = torch.full((len(spec.blocks), max(spec.heads), len(request.kinds)), 1 / len(request.kinds))
+        binarise_within(undecided, latency, parse_budget(request.budget)[0], request.kinds[0])
     dataset = load(request.data, spec.image_px)
-    run = RunDirectory.start(out, "search mpcvit", {**asdict(request), **scheme.to_json()}, (request.seed,))
+    asked = {key: value for key, value in asdict(request).items() if key not in ("ratios", "budget")}
+    run = RunDirectory.start(out, "search mpcvit", {**asked, **scheme.to_json()}, (request.seed,))
     objective: Objective
     weight = request.weight
     if latency is None:
