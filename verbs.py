@@ -435,7 +435,7 @@ def retrain_run(
     data: Data = "digits",
     distil: Annotated[bool, typer.Option(help="train a softmax teacher first and distil from it")] = True,
     token_weight: Annotated[float | None, typer.Option(help="weight of token distillation; none by default")] = None,
-    epochs: Annotated[int | None, typer.Option(help="epochs of every training; 14 on the digits")] = None,
+    epochs: Annotated[int | None, typer.Option(help="epochs of every training; 12 on the digits")] = None,
     seed: Seed = 0,
     json_only: JsonOnly = False,
 ) -> None:

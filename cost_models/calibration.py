@@ -209,8 +209,8 @@ def observe(
 def to_record(model: CostModel, fitted: Evaluation, held_out: Evaluation) -> dict[str, Any]:
     """The calibration record: the model, and both evaluations point by point; errors are those of `held_out`.
 
-    Of each workload, `measured_s` is the fastest run and `samples_s` holds them all; `typical` compares p50 with
-    medians. `CostModel.from_json` reads the record too.
+    Of each workload, `measured_s` is the median run and `predicted_s` p50; `samples_s` holds all runs, `undisturbed`
+    compares the fitted seconds with the fastest. `CostModel.from_json` reads the record too.
     """
     return {
         **model.to_json(),
@@ -218,7 +218,7 @@ def to_record(model: CostModel, fitted: Evaluation, held_out: Evaluation) -> dic
         "held_out": [point.to_json() for point in held_out.points],
         "median_error": held_out.median_error,
         "p90_error": held_out.p90_error,
-        "typical": held_out.typical.to_json(),
+        "undisturbed": held_out.undisturbed.to_json(),
         "coverage": held_out.coverage,
         "rank": {"spearman": held_out.scores.spearman, "kendall": held_out.scores.kendall},
         "baselines": held_out.to_json()["baselines"],

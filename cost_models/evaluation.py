@@ -16,22 +16,22 @@ _ONE_FEATURE = {"macs only": "macs", "bytes only": "sent_bytes", "rounds only": 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One workload: fastest and median of its runs, and the prediction of each (`predicted_s` and `p50_s`)."""
+    """One workload: median of its runs and its prediction, fastest of them and the undisturbed prediction."""
 
     what: str
     shape: str
     network: str
     measured_s: float
     predicted_s: float
-    median_s: float
-    p50_s: float
+    fastest_s: float
+    undisturbed_s: float
     p05_s: float
     p95_s: float
     samples_s: tuple[float, ...]
 
     @property
     def relative_error(self) -> float:
-        """|predicted - measured| / measured, of the fastest run."""
+        """|predicted - measured| / measured, of the median run."""
         return abs(self.predicted_s - self.measured_s) / self.measured_s
 
     def to_json(self) -> dict[str, Any]:
@@ -58,14 +58,14 @@ class Scores:
 class Evaluation:
     """Predicted against measured, point by point.
 
-    `scores` are of the fastest runs, which other work on the machine disturbed least; `typical` of p50 against the
-    median run. `coverage` is the share of all runs inside their 90 % interval, each workload counting the same.
-    `baselines` are None where they say nothing about any of the points (rounds x RTT on loopback).
+    `scores` are of p50 against the median run; `undisturbed` of the fitted seconds against the fastest run, which other
+    work on the machine disturbed least. `coverage` is the share of all runs inside their 90 % interval, each workload
+    counting the same. `baselines` are None where they say nothing about any of the points (rounds x RTT on loopback).
     """
 
     points: tuple[Point, ...]
     scores: Scores
-    typical: Scores
+    undisturbed: Scores
     coverage: float
     baselines: dict[str, Scores | None]
 
@@ -86,7 +86,7 @@ class Evaluation:
         return {
             "points": points,
             "scores": self.scores.to_json(),
-            "typical": self.typical.to_json(),
+            "undisturbed": self.undisturbed.to_json(),
             "coverage": self.coverage,
             "baselines": baselines,
         }
@@ -102,11 +102,11 @@ def evaluate(model: CostModel, observations: Sequence[Observation], fitted_on: S
     points = tuple(_point(model, o) for o in observations)
     inside = [np.mean([p.p05_s <= s <= p.p95_s for s in p.samples_s]) for p in points]
     scores = _scores([p.measured_s for p in points], [p.predicted_s for p in points])
-    typical = _scores([p.median_s for p in points], [p.p50_s for p in points])
+    undisturbed = _scores([p.fastest_s for p in points], [p.undisturbed_s for p in points])
     baselines = {name: _one_feature(feature, observations, fitted_on) for name, feature in _ONE_FEATURE.items()}
     baselines["rounds x RTT"] = _rounds_times_rtt(observations)
     baselines["sum over heads"] = _sum_over_heads(model, observations)
-    return Evaluation(points, scores, typical, float(np.mean(inside)), baselines)
+    return Evaluation(points, scores, undisturbed, float(np.mean(inside)), baselines)
 
 
 def _point(model: CostModel, o: Observation) -> Point:
@@ -115,10 +115,10 @@ def _point(model: CostModel, o: Observation) -> Point:
         what=o.what,
         shape=o.shape,
         network=o.network.name,
-        measured_s=o.undisturbed_s,
-        predicted_s=estimate.undisturbed_s,
-        median_s=o.median_s,
-        p50_s=estimate.p50_s,
+        measured_s=o.median_s,
+        predicted_s=estimate.p50_s,
+        fastest_s=o.undisturbed_s,
+        undisturbed_s=estimate.undisturbed_s,
         p05_s=estimate.p05_s,
         p95_s=estimate.p95_s,
         samples_s=o.online_s,
@@ -139,9 +139,9 @@ def _one_feature(feature: str, observations: Sequence[Observation], fitted_on: S
     if not fitted_on:
         return None
     counts = np.array([o.features.vector([feature]) for o in fitted_on])
-    seconds_per_unit = float(nonnegative_relative(counts, np.array([o.undisturbed_s for o in fitted_on]))[0])
+    seconds_per_unit = float(nonnegative_relative(counts, np.array([o.median_s for o in fitted_on]))[0])
     predicted_s = [seconds_per_unit * float(o.features.vector([feature])[0]) for o in observations]
-    return _scores([o.undisturbed_s for o in observations], predicted_s)
+    return _scores([o.median_s for o in observations], predicted_s)
 
 
 def _rounds_times_rtt(observations: Sequence[Observation]) -> Scores | None:
@@ -149,9 +149,7 @@ def _rounds_times_rtt(observations: Sequence[Observation]) -> Scores | None:
     distant = [o for o in observations if o.network.one_way_delay_s > 0]
     if not distant:
         return None
-    return _scores(
-        [o.undisturbed_s for o in distant], [o.features.rounds * 2 * o.network.one_way_delay_s for o in distant]
-    )
+    return _scores([o.median_s for o in distant], [o.features.rounds * 2 * o.network.one_way_delay_s for o in distant])
 
 
 def _sum_over_heads(model: CostModel, observations: Sequence[Observation]) -> Scores | None:
@@ -159,5 +157,5 @@ def _sum_over_heads(model: CostModel, observations: Sequence[Observation]) -> Sc
     split = [o for o in observations if o.heads]
     if not split:
         return None
-    alone_s = [sum(model.seconds(head, o.scheme, o.network).undisturbed_s for head in o.heads) for o in split]
-    return _scores([o.undisturbed_s for o in split], alone_s)
+    alone_s = [sum(model.seconds(head, o.scheme, o.network).p50_s for head in o.heads) for o in split]
+    return _scores([o.median_s for o in split], alone_s)
