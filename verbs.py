@@ -374,14 +374,25 @@ def _infer_run(
         on_network = lambda i, n, what: progress.update(task, completed=i, total=n, description=what)  # noqa: E731
         records = measure_run(run, running, data, images, batch, links, on_network)
     if not json_only:
-        names = list(records[0]["measured_s"])
-        table = Table("network", "accuracy", "secure accuracy", "agreement", *[f"{name} s" for name in names])
-        for row in records:
-            shares = (f"{row[key]:.4f}" for key in ("accuracy", "secure_accuracy", "agreement"))
-            table.add_row(row["name"], *shares, *[f"{row['measured_s'][name]['median']:.3f}" for name in names])
-        show(table)
+        show(_networks_table(records))
         typer.echo(f"{scheme.label}; links other than loopback are replayed; draw them with: mpc-pareto report {run}")
     finish({"run": str(run), "rows": _rows(records)})
+
+
+def _networks_table(records: Sequence[dict[str, Any]]) -> Table:
+    """Trained networks: accuracy plain and secure, and online seconds of one image, predicted in brackets."""
+    links = list(records[0]["measured_s"])
+    table = Table("network", "found by", "accuracy", "secure accuracy", "agreement")
+    for link in links:
+        table.add_column(f"{link} s (predicted)", justify="right")
+    for row in records:
+        shares = (f"{row[key]:.4f}" for key in ("accuracy", "secure_accuracy", "agreement"))
+        seconds = []
+        for link in links:
+            predicted = f" ({row['seconds'][link]['p50']:.3f})" if link in row["seconds"] else ""
+            seconds.append(f"{row['measured_s'][link]['median']:.3f}{predicted}")
+        table.add_row(row["name"], row["found_by"], *shares, *seconds)
+    return table
 
 
 @search_app.command("mpcvit")
@@ -477,9 +488,12 @@ def demo(
     ),
 ) -> None:
     """All of it, small, on the embedded digits: about ten minutes on two cores."""
+    from bench.records import read
     from demo import demo as whole_path
 
     result = whole_path(out, progress_console)
+    show(_attention_table(read(out / "attention.jsonl")))
+    show(_networks_table(read(out / "networks.jsonl")))
     for line in result["findings"]:
         typer.echo(line)
     typer.echo(f"page: {result['page']}")

@@ -249,10 +249,11 @@ def _verdict(rows: Sequence[Record], links: Sequence[str], keep: str) -> str:
                 continue
             ratios = [foreign[case]["seconds"][here] / own[case]["seconds"][here] - 1 for case in cases]
             differing = sum(own[case][f"{keep}_heads"] != foreign[case][f"{keep}_heads"] for case in cases)
-            deviation = statistics.stdev(ratios) if len(ratios) > 1 else 0.0
+            mean, deviation = statistics.mean(ratios), statistics.stdev(ratios) if len(ratios) > 1 else 0.0
+            judged = "no difference beyond the spread" if abs(mean) <= deviation else "more than the spread"
             sentences.append(
-                f"On {here}, networks found for {other} take {statistics.mean(ratios):+.1%} "
-                f"(standard deviation {deviation:.1%} over {len(cases)} pairs of seed and ratio; "
+                f"On {here}, networks found for {other} take {mean:+.1%} "
+                f"(standard deviation {deviation:.1%} over {len(cases)} pairs of seed and ratio: {judged}; "
                 f"heads per layer differ in {differing})"
             )
     return "; ".join(sentences) + "." if sentences else "Only one link was searched for: nothing to compare."
