@@ -82,7 +82,7 @@ def _prediction(run: Run) -> str | None:
     known = pairs(run.calibration, run.candidates)
     parts = [
         f"median error {100 * stats[0]:.1f} %, 90th percentile {100 * stats[1]:.1f} % on {stats[2]} {what}"
-        for group, what in ((HELD_OUT, "held-out workloads"), (FOUND, "runs of the networks shown here"))
+        for group, what in ((HELD_OUT, "held-out workloads"), (FOUND, "loopback runs of the networks shown here"))
         if (stats := errors(known, group))
     ]
     return f"Predicted latency: {'; '.join(parts)}." if parts else None

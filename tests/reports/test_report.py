@@ -95,6 +95,25 @@ def test_findings_are_computed_from_the_records(run_dir: Path) -> None:
     assert f"scaling_linear, {ratio:.2g} x the seconds of softmax (4 rounds instead of 119" in finding
 
 
+def test_replayed_seconds_are_shown_but_count_in_no_error(run_dir: Path) -> None:
+    path = run_dir / "networks.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        for link, observed in record["measured_s"].items():
+            # off by a factor of two where measured, exact where replayed: only the first may enter the statistics
+            observed["median"] = record["seconds"][link]["p50"] * (0.5 if link == "loopback" else 1.0)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    summary = build(run_dir)
+    (finding,) = [line for line in summary.findings if line.startswith("Predicted latency")]
+    assert "median error 100.0 %, 90th percentile 100.0 % on 12 loopback runs" in finding
+    files = next(files for files in summary.figures if files.name == "predicted_measured")
+    text = svg_texts(files.svg)
+    assert "networks found: median error 100.0 %, p90 100.0 %, n = 12" in text
+    assert "replayed: link term in common" in text
+    rows = list(csv.DictReader(io.StringIO(files.csv.read_text())))
+    assert {(row["network"] == "loopback", row["mode"]) for row in rows} == {(True, "measured"), (False, "replayed")}
+
+
 @pytest.mark.parametrize(
     ("absent", "figures", "says"),
     [
