@@ -5,10 +5,12 @@ To add a verb: a function under `@app.command()`, heavy imports inside it. `main
 
 from __future__ import annotations
 
+import dis
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -29,7 +31,8 @@ app = typer.Typer(
 )
 progress_console = Console(stderr=True)
 
-# Options that several verbs share. Their choices are checked by Scheme and Roles, which name the known ones.
+# Options that several verbs share. Their choices are checked by Scheme and Roles, which name the known ones;
+# `wrong_usage` gives a wrong choice the exit code 2.
 Model = Annotated[str, typer.Argument(help="mpcvit:NAME, deit:NAME, timm:NAME?arg=value or spec:PATH")]
 Networks = Annotated[
     list[str] | None, typer.Option("--network", help="a profile, or bandwidth/round trip: 400mbit/40ms; repeatable")
@@ -46,6 +49,19 @@ InputOwner = Annotated[int, typer.Option(help="party that brings the images")]
 ModelOwner = Annotated[int, typer.Option(help="party that brings the weights")]
 RevealTo = Annotated[str, typer.Option(help="party that learns the logits, or all")]
 JsonOnly = Annotated[bool, typer.Option("--json", help="leave out the table")]
+
+
+class UsageError(ValueError):
+    """The command line asks for something that no verb does; `main` exits with 2 and its one line."""
+
+
+@contextmanager
+def wrong_usage() -> Iterator[None]:
+    """A ValueError inside becomes a UsageError: for what is decided by the command line's words alone."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 @app.callback()
@@ -99,10 +115,9 @@ def predict(
     """
     from mpc.network import PROFILES
     from mpc.network import network as profile
-    from mpc.scheme import Scheme
 
     profiles = [profile(name) for name in network] if network else list(PROFILES.values())
-    chosen = Scheme(scheme, parties, functions, dealer, transport, weights, precision_bits)  # type: ignore[arg-type]
+    chosen = scheme_of(scheme, parties, functions, dealer, transport, weights, precision_bits)
     roles = roles_of(input_owner, model_owner, reveal_to, parties)
 
     from models.names import build, input_shape
@@ -135,6 +150,16 @@ def predict(
             "by_op": {name: _row(part) for name, part in by_op.items()},
         }
     )
+
+
+def scheme_of(
+    scheme: str, parties: int, functions: str, dealer: str, transport: str, weights: str, precision_bits: int
+) -> Scheme:
+    """The scheme as options give it; UsageError for a choice that does not exist."""
+    from mpc.scheme import Scheme
+
+    with wrong_usage():
+        return Scheme(scheme, parties, functions, dealer, transport, weights, precision_bits)  # type: ignore[arg-type]
 
 
 def roles_of(input_owner: int, model_owner: int, reveal_to: str, parties: int) -> Roles:
@@ -212,19 +237,36 @@ def finish(payload: Mapping[str, Any]) -> None:
     typer.echo(json.dumps(plain(payload, "result"), separators=(",", ":"), allow_nan=False))
 
 
+_OWN = ("bench", "cost_models", "demo", "models", "mpc", "nas", "reports", "workflow")
+_TRACEBACK = "Traceback (most recent call last):"
+
+
 def _is_known(error: Exception) -> bool:
     """Whether the message of `error` says what is wrong and what to do, so that a traceback would add nothing."""
     known: tuple[type[Exception], ...] = (ValueError, OSError, ImportError)
-    if "mpc.parties" in sys.modules:  # where it was never imported, no party can have failed
-        known += (sys.modules["mpc.parties"].PartyError,)
-    return isinstance(error, known)
+    for module, name in (("mpc.parties", "PartyError"), ("nas.jobs", "JobError")):
+        if module in sys.modules:  # what was never imported cannot have failed
+            known += (getattr(sys.modules[module], name),)
+    if isinstance(error, known):
+        return True
+    return type(error) in (RuntimeError, FloatingPointError) and bool(str(error)) and _raised_by_us(error)
+
+
+def _raised_by_us(error: Exception) -> bool:
+    """Whether a `raise` of our own packages raised `error`, not a library that they called."""
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    if step is None or str(step.tb_frame.f_globals.get("__name__")).partition(".")[0] not in _OWN:
+        return False
+    return dis.opname[step.tb_frame.f_code.co_code[step.tb_lasti]] == "RAISE_VARARGS"
 
 
 def _one_line(error: Exception) -> str:
-    """The first line of the message; of a party's own traceback, its number and what was raised there."""
-    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
-    start, is_traceback, _ = first.partition("Traceback (most recent call last):")
-    return start + rest[-1] if is_traceback and rest else first
+    """The first line of the message; where it ends in another process's traceback, what was raised there."""
+    text = str(error).strip() or type(error).__name__
+    start, is_traceback, rest = text.partition(_TRACEBACK)
+    return f"{start.strip()} {rest.splitlines()[-1]}" if is_traceback and rest else text.splitlines()[0]
 
 
 def main() -> NoReturn:
@@ -238,7 +280,7 @@ def main() -> NoReturn:
         if os.environ.get("MPC_PARETO_DEBUG") or not _is_known(error):
             raise
         print(f"mpc-pareto: {_one_line(error)}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
     sys.exit(0)
 
 

@@ -30,7 +30,9 @@ from cli import (
     finish,
     progress_console,
     roles_of,
+    scheme_of,
     show,
+    wrong_usage,
 )
 from cli import Parties as PartyCount
 
@@ -56,10 +58,12 @@ def _progress() -> Progress:
     return Progress(*columns, console=progress_console, disable=not progress_console.is_terminal)
 
 
-def _scheme(scheme: str, parties: int, functions: str, dealer: str, transport: str, weights: str, bits: int) -> Scheme:
-    from mpc.scheme import Scheme
+def _kinds(names: str) -> list[str]:
+    """Names separated by commas; UsageError for one that is no attention kind."""
+    from models.kinds import kind_named
 
-    return Scheme(scheme, parties, functions, dealer, transport, weights, bits)  # type: ignore[arg-type]
+    with wrong_usage():
+        return [kind_named(name).name for name in names.split(",")]
 
 
 def _keep(out: Path | None, name: str, records: Sequence[dict[str, Any]], verb: str) -> None:
@@ -110,14 +114,14 @@ def bench_attention(
     Seconds are online seconds of the slowest party on loopback; --network adds rows replayed from the message log.
     """
     from bench.attention import AttentionShape, measure_attention
-    from models.kinds import KINDS, kind_named
+    from models.kinds import KINDS
     from mpc.network import network as profile
     from mpc.parties import Parties
     from workflow import replayed_attention
 
     shape = AttentionShape(tokens, dim, heads, batch)
-    names = [kind_named(kind).name for kind in kinds.split(",")] if kinds else list(KINDS)
-    schemes = [_scheme(scheme, parties, f, dealer, transport, weights, precision_bits) for f in functions.split(",")]
+    names = _kinds(kinds) if kinds else list(KINDS)
+    schemes = [scheme_of(scheme, parties, f, dealer, transport, weights, precision_bits) for f in functions.split(",")]
     links = [profile(name) for name in network or [] if name != "loopback"]
     rows: list[dict[str, Any]] = []
     roles = roles_of(input_owner, model_owner, reveal_to, parties)
@@ -197,7 +201,7 @@ def bench_model(
     from mpc.parties import Parties
     from workflow import network_rows
 
-    chosen = _scheme(scheme, parties, functions, dealer, transport, weights, precision_bits)
+    chosen = scheme_of(scheme, parties, functions, dealer, transport, weights, precision_bits)
     links = [profile(name) for name in network or [] if name != "loopback"]
     torch.manual_seed(seed)
     module = build(model)
@@ -241,7 +245,7 @@ def bench_ops(
     from mpc.parties import Parties
 
     demand_rows(elements)
-    chosen = _scheme("crypten", parties, functions, dealer, "gloo", "private", 16)
+    chosen = scheme_of("crypten", parties, functions, dealer, "gloo", "private", 16)
     with progress_console.status("measuring operations"), Parties(chosen) as running:
         rows = measure_operations(running, elements, repeats, seed)
     _keep(out, "operations", rows, "bench ops")
@@ -272,7 +276,7 @@ def calibrate(
     from cost_models.calibration import plan, save_default
     from mpc.parties import Parties
 
-    chosen = _scheme("crypten", parties, functions, dealer, "gloo", weights, 16)
+    chosen = scheme_of("crypten", parties, functions, dealer, "gloo", weights, 16)
     with _progress() as progress, Parties(chosen) as running:
         task = progress.add_task("calibrating", total=None)
         on_run = lambda i, n, what: progress.update(task, completed=i, total=n, description=what[:50])  # noqa: E731
@@ -324,7 +328,7 @@ def infer(
     from nas.data import load
     from nas.retrain import load_network
 
-    chosen = _scheme("crypten", parties, functions, dealer, "gloo", weights, precision_bits)
+    chosen = scheme_of("crypten", parties, functions, dealer, "gloo", weights, precision_bits)
     folder = Path(model)
     if (folder / "manifest.json").is_file():
         _infer_run(folder, chosen, data, images, batch, network or ["cheetah-lan", "cheetah-wan"], json_only)
@@ -420,10 +424,10 @@ def search_mpcvit(
     """
     from nas.runs import SearchRequest, parse_budget, search_on_link
 
-    chosen = _scheme("crypten", 2, functions, "tfp", "gloo", "private", 16)
+    chosen = scheme_of("crypten", 2, functions, "tfp", "gloo", "private", 16)
     shares = tuple(float(ratio) for ratio in ratios.split(","))
     link = network or (parse_budget(budget)[1] if budget else "cheetah-wan")
-    request = SearchRequest(model, data, link, tuple(kinds.split(",")), shares, budget, weight, epochs, seed)
+    request = SearchRequest(model, data, link, tuple(_kinds(kinds)), shares, budget, weight, epochs, seed)
     with _progress() as progress:
         task = progress.add_task("searching", total=None)
         on_epoch = lambda record, total: progress.update(task, completed=record["epoch"] + 1, total=total)  # noqa: E731

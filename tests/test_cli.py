@@ -61,8 +61,39 @@ def test_a_failed_party_is_a_known_error(monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_an_unknown_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(KeyError):
-        failing(monkeypatch, KeyError("a bug"))
+    for bug in (KeyError("a bug"), RuntimeError("a library's"), FloatingPointError("a library's")):
+        with pytest.raises(type(bug)):
+            failing(monkeypatch, bug)
+
+
+def test_a_failed_job_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from nas.jobs import JobError
+
+    reason = 'Traceback (most recent call last):\n  File "x", line 1, in f\nFloatingPointError: loss is nan; lower lr\n'
+    assert failing(monkeypatch, JobError(f"0.5 failed:\n{reason}")) == 1
+    assert capsys.readouterr().err == "mpc-pareto: 0.5 failed: FloatingPointError: loss is nan; lower lr\n"
+
+
+def test_what_our_own_code_raises_with_a_message_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    import torch
+
+    def ours(body: str) -> Any:
+        space: dict[str, Any] = {"__name__": "nas.made_up", "torch": torch}
+        exec(f"def verb():\n    {body}", space)
+        app = typer.Typer(pretty_exceptions_enable=False)
+        app.command()(space["verb"])
+        monkeypatch.setattr(cli, "app", app)
+        return run(monkeypatch)
+
+    monkeypatch.delenv("MPC_PARETO_DEBUG", raising=False)
+    for error in ("RuntimeError", "FloatingPointError"):
+        assert ours(f"raise {error}('the gradient was zero; check its weight')") == 1
+        assert capsys.readouterr().err == "mpc-pareto: the gradient was zero; check its weight\n"
+    with pytest.raises(RuntimeError):  # torch's own, on our line
+        ours("torch.ones(2) @ torch.ones(3)")
+    monkeypatch.setenv("MPC_PARETO_DEBUG", "1")
+    with pytest.raises(RuntimeError):
+        ours("raise RuntimeError('the gradient was zero')")
 
 
 def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,12 +177,8 @@ BENCH = ("bench", "attention", "--tokens", "5", "--dim", "8", "--heads", "2")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((*BENCH, "--kinds", "softmax,sofmax"), "unknown attention kind 'sofmax'; did you mean softmax?"),
         ((*BENCH, "--network", "cheeta-wan"), "did you mean cheetah-wan"),
         ((*BENCH, "--heads", "3"), "3 heads do not divide width 8; numbers that do: [1, 2, 4, 8]"),
-        ((*BENCH, "--scheme", "tuned"), "scheme 'tuned' is not available; choose from: crypten"),
-        ((*BENCH, "--functions", "release"), "choose from: documented, released"),
-        ((*BENCH, "--parties", "4"), "parties must be 2 or 3, got 4"),
         (("predict", "mpcvit:vit_2_4_32", "--model-owner", "2"), "model_owner is party 2, but the parties are 0..1"),
         (("infer", "no/such/folder"), "there is no folder no/such/folder"),
         (("infer", "mpcvit:vit_2_4_3"), "did you mean vit_2_4_32"),
@@ -164,18 +191,50 @@ BENCH = ("bench", "attention", "--tokens", "5", "--dim", "8", "--heads", "2")
 def test_what_cannot_be_done_is_one_line_before_any_party_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
+    refused(monkeypatch, capsys, tmp_path, arguments, message, 1)
+
+
+SEARCH = ("search", "mpcvit", "--out", "x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*BENCH, "--kinds", "softmax,sofmax"), "unknown attention kind 'sofmax'; did you mean softmax?"),
+        ((*SEARCH, "--kinds", "relu_softmax,scalin"), "unknown attention kind 'scalin'; did you mean scaling"),
+        ((*BENCH, "--scheme", "tuned"), "scheme 'tuned' is not available; choose from: crypten"),
+        ((*BENCH, "--functions", "release"), "choose from: documented, released"),
+        ((*SEARCH, "--functions", "release"), "choose from: documented, released"),
+        ((*BENCH, "--parties", "4"), "parties must be 2 or 3, got 4"),
+        (("predict", "mpcvit:vit_2_4_32", "--dealer", "tpt"), "choose from: tfp, ttp"),
+        (("bench", "model", "mpcvit:vit_2_4_32", "--transport", "glo"), "choose from: gloo"),
+        (("infer", "mpcvit:vit_2_4_32", "--weights", "publc"), "choose from: private, public"),
+        (("calibrate", "--dealer", "tpt"), "choose from: tfp, ttp"),
+    ],
+)
+def test_a_misspelt_choice_is_wrong_usage_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    refused(monkeypatch, capsys, tmp_path, arguments, message, 2)
+
+
+def refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, folder: Path, arguments: tuple[str, ...], message: str, code: int
+) -> None:
+    """The command line exits with `code` and one line holding `message`; no party is started, nothing is written."""
     from mpc import parties
 
     def start(*_: Any, **__: Any) -> None:
         raise AssertionError("parties were started")
 
     monkeypatch.setattr(parties, "Parties", start)
-    monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, *arguments) == 1
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    assert run(monkeypatch, *arguments) == code
     out, error = capsys.readouterr()
     assert out == "" and error.count("\n") == 1
     assert error.startswith("mpc-pareto: ") and message in error
-    assert not list(tmp_path.iterdir())
+    assert sorted(folder.rglob("*")) == before
 
 
 @pytest.mark.parametrize("arguments", [(*BENCH, "--batch", "0"), (*BENCH, "--repeats", "0"), ("search", "mpcvit")])
