@@ -113,7 +113,7 @@ def bench_attention(
 
     Seconds are online seconds of the slowest party on loopback; --network adds rows replayed from the message log.
     """
-    from bench.attention import AttentionShape, measure_attention
+    from bench.attention import AttentionShape, measure_attention, reference_of, relative_seconds
     from models.kinds import KINDS
     from mpc.network import network as profile
     from mpc.parties import Parties
@@ -143,29 +143,29 @@ def bench_attention(
             f"one attention layer: {tokens} tokens, {dim} wide, {heads} heads, batch {batch}; {schemes[0].label}"
         )
         show(_attention_table(rows))
-    finish({"rows": _rows(rows), "reference": "softmax" if "softmax" in names else names[0]})
+    relative = [{**row, "relative": ratio} for row, ratio in zip(rows, relative_seconds(rows), strict=True)]
+    finish({"rows": _rows(relative), "reference": reference_of(rows)})
 
 
 def _attention_table(rows: list[dict[str, Any]]) -> Table:
-    """Columns relative to the first kind under the same functions on the same network."""
-    table = Table("kind", "functions", "network", "mode")
+    """`relative` is to softmax where it was measured, else to the first kind, as `relative_seconds` gives it."""
+    from bench.attention import reference_of, relative_seconds
+
+    table = Table("kind", "functions", "network", "mode", caption=f"seconds relative to {reference_of(rows)}")
     for heading in ("rounds", "MB sent", "seconds", "IQR", "relative", "max error", "peak MB"):
         table.add_column(heading, justify="right")
-    first: dict[tuple[str, str], float] = {}
-    for row in rows:
+    for row, ratio in zip(rows, relative_seconds(rows), strict=True):
         online = row["seconds"]["online"]
-        functions = row["scheme"]["functions"]
-        reference = first.setdefault((functions, row["network"]), online["median"])
         table.add_row(
             row["kind"],
-            functions,
+            row["scheme"]["functions"],
             row["network"],
             row["mode"],
             str(row["online"]["rounds"]),
             f"{row['online']['bytes'] / 1e6:.3f}",
             f"{online['median']:.4f}",
             f"{online['iqr']:.4f}",
-            f"{online['median'] / reference:.2f}x",
+            "-" if ratio is None else f"{ratio:.2f}x",
             f"{row['max_abs_error']:.1e}",
             f"{row['peak_bytes'] / 1e6:.0f}",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -104,6 +104,29 @@ def attention_record(run: SecureRun, kind: str, shape: AttentionShape, max_abs_e
         "max_abs_error": max_abs_error,
         "machine": this_machine(),
     }
+
+
+def reference_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The kind that seconds are relative to: softmax where it was measured, else the first kind."""
+    kinds = [row["kind"] for row in rows]
+    return "softmax" if "softmax" in kinds else str(kinds[0])
+
+
+def relative_seconds(rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    """Median online seconds of each row over the reference's under the same functions on the same network.
+
+    None where the reference was not measured there.
+    """
+    reference = reference_of(rows) if rows else ""
+
+    def case(row: Mapping[str, Any]) -> tuple[str, str]:
+        return row["scheme"]["functions"], row["network"]
+
+    reference_s = {case(row): row["seconds"]["online"]["median"] for row in rows if row["kind"] == reference}
+    return [
+        row["seconds"]["online"]["median"] / reference_s[case(row)] if case(row) in reference_s else None
+        for row in rows
+    ]
 
 
 def traffic_json(run: SecureRun) -> dict[str, Any]:

@@ -256,7 +256,7 @@ def test_a_run_without_records_has_nothing_to_report(
 PHASE = {"rounds", "bytes", "per_party"}
 ATTENTION_ROW = {
     *("workload", "kind", "shape", "scheme", "transport", "dealer", "parties", "network", "mode", "online", "offline"),
-    *("setup", "hops", "seconds", "seconds_per_image", "peak_bytes", "max_abs_error"),
+    *("setup", "hops", "seconds", "seconds_per_image", "relative", "peak_bytes", "max_abs_error"),
 }
 
 
@@ -264,7 +264,7 @@ ATTENTION_ROW = {
 def test_bench_attention_ends_with_a_row_for_every_kind_and_link(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
 ) -> None:
-    layer = ("--tokens", "9", "--dim", "16", "--heads", "2", "--kinds", "softmax,scaling", "--repeats", "2")
+    layer = ("--tokens", "9", "--dim", "16", "--heads", "2", "--kinds", "scaling,softmax", "--repeats", "2")
     link = ("--network", "cheetah-wan", "--out", str(tmp_path))
     assert run(monkeypatch, "bench", "attention", *layer, *link, "--json") == 0
     (line,) = capsys.readouterr().out.splitlines()
@@ -273,8 +273,11 @@ def test_bench_attention_ends_with_a_row_for_every_kind_and_link(
     rows = payload["rows"]
     modes = [("loopback", "measured"), ("cheetah-wan", "replayed")]
     assert [(row["kind"], row["network"], row["mode"]) for row in rows] == [
-        (kind, *mode) for kind in ("softmax", "scaling") for mode in modes
+        (kind, *mode) for kind in ("scaling", "softmax") for mode in modes
     ]
+    median_s = [row["seconds"]["online"]["median"] for row in rows]
+    expected = [median_s[0] / median_s[2], median_s[1] / median_s[3], 1, 1]
+    assert [row["relative"] for row in rows] == pytest.approx(expected)
     for row in rows:
         assert row.keys() >= ATTENTION_ROW
         assert all(row[phase].keys() >= PHASE for phase in ("online", "offline", "setup"))

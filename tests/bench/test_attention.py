@@ -11,7 +11,15 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from bench.attention import AttentionShape, attention_layer, measure_attention, spread, unit_input
+from bench.attention import (
+    AttentionShape,
+    attention_layer,
+    measure_attention,
+    reference_of,
+    relative_seconds,
+    spread,
+    unit_input,
+)
 from bench.records import append, plain, read
 from bench.secure_run import SecureRun, run_module
 from models.kinds import KINDS, AttentionLayout, kind_named
@@ -167,6 +175,23 @@ def test_spread_is_median_and_interquartile_range_of_raw_samples() -> None:
     }
     assert spread([2.5]) == {"median": 2.5, "iqr": 0.0, "n": 1, "samples": [2.5]}
     assert json.dumps(spread((1.0, 2.0)))
+
+
+def test_seconds_are_relative_to_softmax_under_the_same_functions_on_the_same_network() -> None:
+    cases = [
+        ("scaling", "documented", "loopback", 1.0),
+        ("scaling", "documented", "cheetah-wan", 3.0),
+        ("scaling", "released", "loopback", 2.0),
+        ("softmax", "documented", "loopback", 4.0),
+        ("softmax", "documented", "cheetah-wan", 6.0),
+    ]
+    rows = [
+        {"kind": kind, "scheme": {"functions": f}, "network": link, "seconds": {"online": {"median": s}}}
+        for kind, f, link, s in cases
+    ]
+    assert reference_of(rows) == "softmax"
+    assert relative_seconds(rows) == [0.25, 0.5, None, 1.0, 1.0]
+    assert reference_of(rows[:3]) == "scaling" and relative_seconds(rows[:3]) == [1.0, 1.0, 1.0]
 
 
 def test_a_layer_has_scores_of_unit_variance() -> None:
