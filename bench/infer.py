@@ -13,9 +13,9 @@ from bench.attention import spread, traffic_json
 from bench.machine import this_machine
 from bench.secure_run import SecureRun, run_module
 from mpc.domains import observe_domains
+from mpc.fixed_point import expected_wraps
 from mpc.parties import Parties
 from mpc.scheme import Roles, Scheme
-from mpc.secure import expected_wraps
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,8 @@ def infer(
         raise ValueError(f"batch must be at least 1, got {batch}")
     scheme = scheme or parties.scheme
     with torch.no_grad():
-        plain = module(images)
-    domains = observe_domains(module, images, scheme)
+        plain = module(images.clone())
+    domains = observe_domains(module, images.clone(), scheme)
     runs = []
     for start in range(0, len(images), batch):
         progress(start, len(images))

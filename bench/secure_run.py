@@ -6,10 +6,12 @@ import copy
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mpc.ledger import MessageLog
 from mpc.parties import Parties, Party
@@ -17,7 +19,7 @@ from mpc.reading import shape_reading
 from mpc.scheme import Roles, Scheme
 from mpc.secure import ForwardResult, secure_forward
 from mpc.trace import Trace
-from mpc.traffic import Traffic
+from mpc.traffic import WORD_BYTES, Message, Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ def run_module(
         raise ValueError(f"these parties were started for {parties.scheme.label}; start others for {scheme.label}")
     roles.check(scheme.parties)
     shape = tuple(inputs.shape)
+    inputs = inputs.detach().clone()  # a slice would travel with everything that it is a slice of
     expected = shape_reading(module, shape, scheme.weights)  # also refuses what cannot run, before any party works
     skeleton = structure_of(module) if scheme.weights == "private" else module
     arguments = [
@@ -89,13 +92,30 @@ def _forward(party: Party, *arguments: Any) -> ForwardResult:
 
 
 def structure_of(module: nn.Module) -> nn.Module:
-    """A copy of `module` without its floating weights: what a party that does not own the model may see."""
+    """A copy of `module` without its floating weights: what a party that does not own the model may see.
+
+    Integer buffers, plain attributes and the code stay, they are public. Raises ValueError for a tensor of floating
+    numbers that is neither parameter nor buffer: it would travel with the copy.
+    """
+    _refuse_unregistered(module)
     memo: dict[int, Any] = {}
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.is_floating_point():
             empty = torch.empty_like(tensor, device="meta")
             memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(module, memo)
+
+
+def _refuse_unregistered(module: nn.Module) -> None:
+    registered = {"_parameters", "_buffers", "_modules"}
+    for name, child in module.named_modules():
+        for attribute, value in vars(child).items():
+            loose = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+            if loose and attribute not in registered:
+                raise ValueError(
+                    f"module {name or '(top)'} holds a tensor in {attribute!r} that is neither parameter nor buffer: "
+                    "all parties would see it; use register_buffer, or run with public weights"
+                )
 
 
 def _merge(results: Sequence[ForwardResult], expected: Trace, scheme: Scheme, roles: Roles, warm_up: int) -> SecureRun:
@@ -105,6 +125,7 @@ def _merge(results: Sequence[ForwardResult], expected: Trace, scheme: Scheme, ro
             _demand_equal(log, expected, scheme)
     online_s = tuple(max(log.online_s for log in logs) for logs in runs)
     middle = online_s.index(statistics.median_low(online_s))
+    _demand_reveal(results, roles)
     knows = roles.reveal_to if roles.reveal_to is not None else 0
     output = results[knows].output
     assert output is not None
@@ -121,6 +142,17 @@ def _merge(results: Sequence[ForwardResult], expected: Trace, scheme: Scheme, ro
         results[knows].reveal_log,
         max(result.peak_bytes for result in results),
     )
+
+
+def _demand_reveal(results: Sequence[ForwardResult], roles: Roles) -> None:
+    """Revealing opens 8 bytes an element to all, or gathers them at one party."""
+    size_bytes = WORD_BYTES * prod(results[0].output_shape)
+    collective = "all_reduce" if roles.reveal_to is None else "gather"
+    promised = Message(collective, (size_bytes,), roles.reveal_to or 0)
+    for party, result in enumerate(results):
+        seen = [entry.event for entry in result.reveal_log.entries]
+        if seen != [promised]:
+            raise RuntimeError(f"party {party} revealed the result by {seen}, not by {promised}")
 
 
 def _demand_equal(log: MessageLog, expected: Trace, scheme: Scheme) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf
+from math import inf, isnan, nan
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpc import functions as f
 from mpc import operators  # noqa: F401 - importing registers our own operators with torch
+from mpc.fixed_point import largest_magnitude
 from mpc.scheme import Scheme
 from mpc.tensor import module_sites
 
 aten = torch.ops.aten
 Span = tuple[float, float]
 _ANY = (-inf, inf)
-_RING_SPAN = (-32768.0, 32768.0)  # magnitudes beyond this do not survive a product at 16 fraction bits
+_RING = (nan, nan)  # stands for the magnitudes that survive a product, which depend on the fraction bits
 
 # CrypTen's reciprocal keeps 2 % up to 150; above 256 its start, exp(1 - 2 x), leaves the domain of its own exp.
 _RELEASED_RECIPROCAL = (1e-3, 150.0)
@@ -44,9 +45,9 @@ _DOMAINS = {
     "inverse_square_root": _Domain(f.POSITIVE_DOMAIN, _RELEASED_ROOT),
     "row_normalize mean": _Domain((0.0, f.POSITIVE_DOMAIN[1]), _ANY),
     "row_normalize sum": _Domain(_ANY, (0.0, _RELEASED_RECIPROCAL[1])),
-    "gelu": _Domain(_RING_SPAN, (-1.5, 1.5)),
-    "relu": _Domain(_RING_SPAN, _RING_SPAN),
-    "linear": _Domain(_RING_SPAN, _RING_SPAN),
+    "gelu": _Domain(_RING, (-1.5, 1.5)),
+    "relu": _Domain(_RING, _RING),
+    "linear": _Domain(_RING, _RING),
 }
 
 Observed = dict[str, Tensor]
@@ -115,6 +116,8 @@ def observe_domains(module: nn.Module, inputs: Tensor, scheme: Scheme) -> list[d
     rows = []
     for (site, name), (low, high) in observer.spans.items():
         domain = _DOMAINS[name].released if scheme.functions == "released" else _DOMAINS[name].documented
+        if isnan(domain[0]):
+            domain = (-largest_magnitude(scheme), largest_magnitude(scheme))
         if domain != _ANY:
             inside = domain[0] <= low and high <= domain[1]
             rows.append({"op": name, "site": site, "low": low, "high": high, "domain": list(domain), "inside": inside})

@@ -165,6 +165,8 @@ class Ledger:
         """A tensor of this size was handed to torch.distributed."""
         if self._open is not None:
             self._open.append(size_bytes)
+        elif self.recording and not self._dealer_depth:
+            raise RuntimeError(f"{size_bytes} bytes were sent outside the collectives that the ledger knows")
 
     def correlation(self, kind: str, dealer_bytes: int) -> None:
         """The provider handed out a correlation whose correction for party 0 has this size."""

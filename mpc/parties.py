@@ -52,7 +52,7 @@ class Parties:
     processes are gone by then.
     """
 
-    def __init__(self, scheme: Scheme | None = None, threads: int = 1, deadline_s: float = 600.0) -> None:
+    def __init__(self, scheme: Scheme | None = None, threads: int = 1, deadline_s: float = 3600.0) -> None:
         self.scheme = scheme or Scheme()
         self.deadline_s = deadline_s
         self._threads = threads
@@ -61,6 +61,14 @@ class Parties:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self._kill()
+            raise
+        return self
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory(prefix="mpc-pareto-")
         rendezvous = (Path(self._folder.name) / "rendezvous").as_uri()
@@ -74,7 +82,6 @@ class Parties:
             self._processes.append(process)
             self._pipes.append(ours)
         self._collect(_START_DEADLINE_S, self.scheme.parties)
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -131,9 +138,9 @@ class Parties:
         until_s = time.monotonic() + deadline_s
         while len(results) < expected:
             waiting = {self._pipes[i]: i for i in range(expected) if i not in results}
-            ended = {process.sentinel: i for i, process in enumerate(self._processes)}
+            ended = {process.sentinel: i for i, process in enumerate(self._processes) if i not in results}
             ready = wait([*waiting, *ended], timeout=max(0.0, until_s - time.monotonic()))
-            if not ready:
+            if not ready or time.monotonic() > until_s:
                 silent = ", ".join(str(i) for i in range(expected) if i not in results)
                 self._kill()
                 raise PartyError(None, f"no answer from party {silent} within {deadline_s:g} s; all parties were ended")

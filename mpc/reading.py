@@ -40,7 +40,7 @@ def shape_reading(module: nn.Module, input_shape: tuple[int, ...], weights: Weig
         wrapped: dict[str, Tensor] = {
             name: reading.wrap(tensor.shape, None, "weight") for name, tensor in shared.items()
         }
-        output = torch.func.functional_call(module, wrapped, (secret,), tie_weights=False)
+        output = torch.func.functional_call(module, wrapped, (secret,))
     _demand_secret(output)
     return Trace(tuple(reading.operations))
 

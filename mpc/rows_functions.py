@@ -12,7 +12,7 @@ from torch import Tensor
 from mpc import functions as f
 from mpc import operators  # noqa: F401 - importing registers our own operators with torch
 from mpc import primitives as p
-from mpc.rows_linear import dimensions, is_secret
+from mpc.rows_linear import add, dimensions, is_secret, multiply
 from mpc.scheme import Scheme
 from mpc.table import row
 from mpc.trace import Operation
@@ -172,8 +172,8 @@ def _layer_norm(
     normalised = (f.layer_norm_released if scheme.functions == "released" else f.layer_norm)(flat, length, eps)
     result = normalised if len(shape) == 1 else normalised.reshape(*x.share.shape)
     if weight is not None:
-        result = result * weight
-    return result if bias is None else result + bias
+        result = multiply(scheme, result, weight)
+    return result if bias is None else add(scheme, result, bias)
 
 
 def _describe_rows(output: tuple[int, ...], x: Tensor, eps: float) -> Mapping[str, Any]:

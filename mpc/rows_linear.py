@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpc import functions as f
 from mpc import primitives as p
+from mpc.fixed_point import encode, encode_factor
 from mpc.scheme import Scheme
 from mpc.table import row
 from mpc.trace import Operand, Operation
@@ -26,6 +26,25 @@ Events = p.Events
 
 def _is_public(value: object) -> bool:
     return isinstance(value, Tensor | float | int)
+
+
+def _tensor(value: Any) -> Tensor:
+    return value.float() if isinstance(value, Tensor) else torch.tensor(float(value))
+
+
+def _plus_public(scheme: Scheme, x: Shares, value: Any) -> Shares:
+    """x + a public number or tensor: the first party adds it."""
+    encoded = encode(_tensor(value), scheme, "a public operand")
+    result = x.clone()
+    result.share = x.share + (encoded if x._tensor.rank == 0 else torch.zeros_like(encoded))
+    return result
+
+
+def _times_public(scheme: Scheme, x: Shares, value: Any) -> Shares:
+    """x times a public number or tensor with a fraction, truncated once."""
+    result = x.clone()
+    result.share = x.share * encode_factor(_tensor(value), scheme, "a public factor")
+    return result.div(x.encoder.scale)
 
 
 def is_secret(operand: Operand) -> bool:
@@ -42,22 +61,23 @@ def _truncates_output(scheme: Scheme, operation: Operation) -> Events:
 
 
 @row("add", aten.add.Tensor, sends=_free)
-def _add(scheme: Scheme, x: Shares, y: Shares, alpha: float = 1) -> Shares:
-    if alpha != 1:
-        y = y * alpha
-    return y + x if _is_public(x) else x + y
+def add(scheme: Scheme, x: Shares, y: Shares) -> Shares:
+    """x + y, one of them shares; nothing is sent."""
+    if _is_public(x):
+        x, y = y, x
+    return _plus_public(scheme, x, y) if _is_public(y) else x + y
 
 
 @row("subtract", aten.sub.Tensor, sends=_free)
-def _subtract(scheme: Scheme, x: Shares, y: Shares, alpha: float = 1) -> Shares:
-    if alpha != 1:
-        y = y * alpha
-    return -y + x if _is_public(x) else x - y
+def _subtract(scheme: Scheme, x: Shares, y: Shares) -> Shares:
+    if _is_public(x):
+        return _plus_public(scheme, -y, x)
+    return _plus_public(scheme, x, -y) if _is_public(y) else x - y
 
 
 @row("subtract_from", aten.rsub.Scalar, aten.rsub.Tensor, sends=_free)
-def _subtract_from(scheme: Scheme, x: Shares, y: Shares, alpha: float = 1) -> Shares:
-    return -(x * alpha) + y if alpha != 1 else -x + y
+def _subtract_from(scheme: Scheme, x: Shares, y: Shares) -> Shares:
+    return _plus_public(scheme, -x, y) if _is_public(y) else y - x
 
 
 @row("negate", aten.neg.default, sends=_free)
@@ -108,23 +128,26 @@ def _multiply_sends(scheme: Scheme, operation: Operation) -> Events:
 
 
 @row("multiply", aten.mul.Tensor, sends=_multiply_sends, describe=_describe_multiply)
-def _multiply(scheme: Scheme, x: Shares, y: Shares) -> Shares:
+def multiply(scheme: Scheme, x: Shares, y: Shares) -> Shares:
+    """x y, one of them shares; a Beaver product where both are: 1 round, 8 (x + y) bytes."""
     if _is_public(x):
         x, y = y, x
-    if isinstance(y, int | float):
-        return x * int(y) if _integral(y) else f._times(x, y)
-    if isinstance(y, Tensor) and _integral(y):
-        result = x.clone()
-        result.share = x.share * y
-        return result
-    return x * y
+    if not _is_public(y):
+        return x * y
+    if not _integral(y):
+        return _times_public(scheme, x, y)
+    result = x.clone()
+    result.share = x.share * (y if isinstance(y, Tensor) else int(y))
+    return result
 
 
 @row("divide_by_public", aten.div.Tensor, sends=_truncates_output)
 def _divide(scheme: Scheme, x: Shares, y: Shares) -> Shares:
+    if isinstance(y, Tensor) and y.numel() == 1:
+        y = y.item()
     if _integral(y) and not isinstance(y, Tensor):
         return x.div(int(y))
-    return f._times(x, 1 / y) if isinstance(y, float) else x * y.double().reciprocal().float()
+    return _times_public(scheme, x, 1 / y if isinstance(y, float) else y.double().reciprocal())
 
 
 @row("square", aten.square.default, sends=lambda scheme, operation: p.square(operation.elements, scheme.parties))
@@ -143,12 +166,14 @@ def _matmul_sends(scheme: Scheme, operation: Operation) -> Events:
     return _truncates_output(scheme, operation)
 
 
-def _product_of_matrices(x: Shares, y: Shares) -> Shares:
-    if not _is_public(x):
+def _product_of_matrices(scheme: Scheme, x: Shares, y: Shares) -> Shares:
+    if not _is_public(x) and not _is_public(y):
         return x.matmul(y)
-    result = y.clone()
-    result.share = torch.matmul(y.encoder.encode(x), y.share)
-    return result.div(y.encoder.scale)
+    secret = y if _is_public(x) else x
+    left, right = (encode_factor(m, scheme, "a public matrix") if _is_public(m) else m.share for m in (x, y))
+    result = secret.clone()
+    result.share = torch.matmul(left, right)
+    return result.div(secret.encoder.scale)
 
 
 @row(
@@ -161,7 +186,7 @@ def _product_of_matrices(x: Shares, y: Shares) -> Shares:
     describe=_describe_matmul,
 )
 def _matmul(scheme: Scheme, x: Shares, y: Shares) -> Shares:
-    return _product_of_matrices(x, y)
+    return _product_of_matrices(scheme, x, y)
 
 
 @row("linear", aten.linear.default, sends=_matmul_sends, describe=_describe_matmul)
@@ -170,8 +195,8 @@ def _linear(scheme: Scheme, x: Shares, weight: Shares, bias: Shares = None) -> S
     columns = weight.t()
     if not _is_public(columns):  # int64 products with a transposed operand are several times slower than this copy
         columns.share = columns.share.contiguous()
-    result = _product_of_matrices(x, columns)
-    return result if bias is None else result + bias
+    result = _product_of_matrices(scheme, x, columns)
+    return result if bias is None else add(scheme, result, bias)
 
 
 def _describe_convolution(output: tuple[int, ...], x: Tensor, weight: Tensor, *_: object) -> Mapping[str, Any]:
@@ -194,7 +219,7 @@ def _convolution(
     if _is_public(x):
         raise ValueError("a convolution of a public image with a private kernel is not in the table; share the image")
     result = x.conv2d(weight, **options)
-    return result if bias is None else result + bias.view(1, -1, 1, 1)
+    return result if bias is None else add(scheme, result, bias.view(1, -1, 1, 1))
 
 
 @row("average_pool", aten.avg_pool2d.default, sends=_truncates_output)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from mpc import rows  # noqa: F401 - importing registers the table
 from mpc.crypten_import import import_crypten
+from mpc.fixed_point import encode
 from mpc.ledger import Ledger, MessageLog
 from mpc.reading import weight_tensors
 from mpc.scheme import Roles, Scheme
 from mpc.table import Row
-from mpc.tensor import Reading, SecureTensor, module_sites
+from mpc.tensor import JOINS, Reading, SecureTensor, module_sites
 from mpc.trace import Operation, Trace
 
 Shares = Any
@@ -32,6 +33,7 @@ class ForwardResult:
     """What one party knows after its runs: the result where revealed to it, logs, its trace and its peak memory."""
 
     output: Tensor | None
+    output_shape: tuple[int, ...]
     logs: tuple[MessageLog, ...]
     reveal_log: MessageLog
     trace: Trace
@@ -60,40 +62,23 @@ class SecureReading(Reading):
         """Move the shares as the operation moves data; a public float joins as the first party's share."""
         if func in _VIEWS:  # shares may lie in memory otherwise than the contiguous tensor that they stand for
             func = torch.ops.aten.reshape.default
-        moved = func(*tree_map(self._raw, args), **tree_map(self._raw, kwargs))
+        raw = partial(self._raw, joins=func in JOINS)
+        moved = func(*tree_map(raw, args), **tree_map(raw, kwargs))
         from crypten.mpc import MPCTensor
 
         return [MPCTensor.from_shares(share) for share in tree_leaves(moved)]
 
-    def _raw(self, leaf: Any) -> Any:
+    def _raw(self, leaf: Any, joins: bool) -> Any:
         if isinstance(leaf, SecureTensor):
             return leaf.shares.share
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            encoded = encode(leaf, self.scheme, "a public tensor")
+        if isinstance(leaf, Tensor) and (joins or leaf.is_floating_point()):
+            encoded = encode(leaf.float(), self.scheme, "a public tensor")
             return encoded if self.ledger.party == 0 else torch.zeros_like(encoded)
         return leaf
 
 
 def _shares_of(tree: Any) -> Any:
     return tree_map(lambda leaf: leaf.shares if isinstance(leaf, SecureTensor) else leaf, tree)
-
-
-def encode(values: Tensor, scheme: Scheme, what: str) -> Tensor:
-    """Fixed-point integers nearest to `values`.
-
-    Raises ValueError for NaN, infinity or magnitudes that do not survive a product. Unlike CrypTen's encoder, which
-    turns all of these into -2^47 without a word and rounds towards zero.
-    """
-    if not torch.isfinite(values).all():
-        raise ValueError(f"{what} holds NaN or infinity; shares can hold neither")
-    bound = 2.0 ** ((scheme.ring_bits - 2) // 2 - scheme.precision_bits)
-    largest = float(values.abs().max()) if values.numel() else 0.0
-    if largest >= bound:
-        raise ValueError(
-            f"{what} reaches {largest:.4g}; "
-            f"with {scheme.precision_bits} fraction bits values must stay below {bound:.6g}"
-        )
-    return torch.round(values.double() * 2.0**scheme.precision_bits).long()
 
 
 def share(values: Tensor | None, shape: tuple[int, ...], owner: int, scheme: Scheme, what: str) -> Shares:
@@ -127,16 +112,17 @@ def secure_forward(
     """
     _forget_peak()
     with module_sites(module, reading := SecureReading(scheme, ledger)), _settings(scheme):
-        x = reading.wrap(input_shape, share(inputs, input_shape, roles.input_owner, scheme, "the input"), "secret")
+        secret = share(inputs, input_shape, roles.input_owner, scheme, "the input")
         shared = (
             _share_weights(module, reading, roles) if scheme.weights == "private" else _check_weights(module, scheme)
         )
         logs = []
         for _ in range(repeats):
             reading.operations.clear()
+            x = reading.wrap(input_shape, secret, "secret")  # anew: a module may write into its input
             _barrier()
             ledger.start()
-            output = torch.func.functional_call(module, shared, (x,), tie_weights=False)
+            output = torch.func.functional_call(module, shared, (x,))
             logs.append(ledger.stop())
         if not isinstance(output, SecureTensor):
             raise ValueError(f"the module returned {type(output).__name__}, not one tensor that depends on its input")
@@ -146,7 +132,9 @@ def secure_forward(
             revealed = reveal(output.shares, roles.reveal_to)
         reveal_log = ledger.stop()
     result = None if revealed is None else revealed.clone()
-    return ForwardResult(result, tuple(logs), reveal_log, Trace(tuple(reading.operations)), _peak_bytes())
+    return ForwardResult(
+        result, tuple(output.shape), tuple(logs), reveal_log, Trace(tuple(reading.operations)), _peak_bytes()
+    )
 
 
 def reveal(shares: Shares, to: int | None) -> Tensor | None:
@@ -212,11 +200,3 @@ def _settings(scheme: Scheme) -> Iterator[None]:
 
     with crypten.no_grad(), cfg.temp_override({"encoder.precision_bits": scheme.precision_bits}):
         yield
-
-
-def expected_wraps(largest: float, truncations: int, precision_bits: int = 16) -> float:
-    """Expected number of elements that local truncation at two parties ruins.
-
-    Each truncated element is ruined with probability |v| 2^(2f - 64), and is then off by 2^(64 - 2f).
-    """
-    return truncations * largest * math.ldexp(1.0, 2 * precision_bits - 64)

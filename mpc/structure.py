@@ -61,9 +61,40 @@ STRUCTURAL.update(
     aten.float.default if hasattr(aten, "float") else aten.to.prim_dtype,
     aten.type_as.default,
 )
-def _same(x: Tensor, *_: object, **__: object) -> Tensor:
-    """Shares have one number format; a change of dtype or device between secrets is no operation."""
+def _same(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Shares have one number format: another float type is a copy, a type without fractions would need a comparison."""
+    if not hasattr(x, "visibility"):  # a public tensor that takes the type of a secret
+        return x.to(torch.float32)
+    for dtype in (value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)):
+        if not dtype.is_floating_point:
+            raise ValueError(f"a secret cannot become {dtype}: rounding it is not in the table of secure operations")
+        if dtype != torch.float32:
+            return x.clone()
     return x
+
+
+@composite(aten.add.Tensor)
+def _add(x: Any, y: Any, alpha: float = 1) -> Any:
+    return NotImplemented if alpha == 1 else x + y * alpha
+
+
+@composite(aten.sub.Tensor)
+def _subtract(x: Any, y: Any, alpha: float = 1) -> Any:
+    return NotImplemented if alpha == 1 else x - y * alpha
+
+
+@composite(aten.rsub.Tensor, aten.rsub.Scalar)
+def _subtract_from(x: Any, y: Any, alpha: float = 1) -> Any:
+    return NotImplemented if alpha == 1 else y - x * alpha
+
+
+@composite(aten.constant_pad_nd.default)
+def _pad(x: Tensor, pad: list[int], value: float = 0) -> Any:
+    """Padding with zeros moves data; another public value is added where the padding is."""
+    if value == 0:
+        return NotImplemented
+    frame = torch.constant_pad_nd(torch.zeros(x.shape), pad, value)
+    return torch.constant_pad_nd(x, pad, 0) + frame
 
 
 @composite(aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.alpha_dropout.default)
@@ -92,6 +123,8 @@ def _div(x: Any, y: Any) -> Any:
 
 @composite(aten.pow.Tensor_Scalar)
 def _pow(x: Tensor, exponent: float) -> Tensor:
+    if exponent == 0:
+        return torch.ones(x.shape)
     if exponent == 1:
         return x
     if exponent == 2:
@@ -121,11 +154,18 @@ def _leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     return torch.relu(x) * (1 - negative_slope) + x * negative_slope
 
 
-@composite(aten.hardtanh.default, aten.clamp.default)
-def _hardtanh(x: Tensor, lower: float | None = -1, upper: float | None = 1) -> Tensor:
+@composite(aten.hardtanh.default)
+def _hardtanh(x: Tensor, lower: float = -1, upper: float = 1) -> Tensor:
+    return _clamp(x, lower, upper)
+
+
+@composite(aten.clamp.default)
+def _clamp(x: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
+    lower, upper = min, max
     if lower is None or upper is None:
         bound = lower if upper is None else upper
-        assert bound is not None
+        if bound is None:
+            raise ValueError("clamp needs a bound")
         return torch.relu(x - bound) + bound if upper is None else bound - torch.relu(bound - x)
     over = torch.relu(torch.stack([x - lower, x - upper]))
     return over[0] - over[1] + lower
@@ -133,12 +173,12 @@ def _hardtanh(x: Tensor, lower: float | None = -1, upper: float | None = 1) -> T
 
 @composite(aten.relu6.default)
 def _relu6(x: Tensor) -> Tensor:
-    return _hardtanh(x, 0, 6)
+    return _clamp(x, 0, 6)
 
 
 @composite(aten.hardsigmoid.default)
 def _hardsigmoid(x: Tensor) -> Tensor:
-    return _hardtanh(x + 3, 0, 6) / 6
+    return _clamp(x + 3, 0, 6) / 6
 
 
 @composite(aten.hardswish.default)
@@ -161,6 +201,8 @@ def _attention(
     """Attention as its parts: two matrix products, a public scaling and a softmax."""
     if is_causal or enable_gqa or dropout_p:
         raise ValueError("causal, grouped or dropout attention is not in the table; write it with matmul and softmax")
+    if attn_mask is not None and not attn_mask.is_floating_point():
+        raise ValueError("a boolean attention mask is not in the table; add a float mask of 0 and, say, -50 instead")
     scores = (query @ key.transpose(-2, -1)) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if attn_mask is not None:
         scores = scores + attn_mask

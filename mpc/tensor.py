@@ -28,6 +28,16 @@ _NEEDS_A_VALUE = {
     aten.equal.default,
     aten.nonzero.default,
 }
+JOINS = {aten.cat.default, aten.stack.default}
+_COPIES = JOINS | {
+    aten.clone.default,
+    aten.constant_pad_nd.default,
+    aten.flip.default,
+    aten.index.Tensor,
+    aten.index_select.default,
+    aten.repeat.default,
+    aten.roll.default,
+}
 _NO_ROW = "there is no row for it in the table of secure operations (mpc.table.row_names() lists them)"
 _CONSTANTS = {
     aten.new_zeros.default,
@@ -113,12 +123,12 @@ class Reading(ABC):
 
     def dispatch(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One operation of the forward pass."""
-        if func in STRUCTURAL:
-            return self._structural(func, args, kwargs)
         if func in COMPOSITES:
-            result = COMPOSITES[func](*args, **kwargs)
+            result = self._located(func, COMPOSITES[func], args, kwargs)
             if result is not NotImplemented:
                 return result
+        if func in STRUCTURAL:
+            return self._structural(func, args, kwargs)
         if func in ROWS:
             return self._row(ROWS[func], func, args, kwargs)
         if func in _CONSTANTS:
@@ -132,26 +142,39 @@ class Reading(ABC):
             self.refuse(str(func), _NO_ROW)
         return result
 
+    def _located(self, func: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call `function`; what it refuses is refused with the operation and the module."""
+        try:
+            return function(*args, **kwargs)
+        except SecretError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
+            raise SecretError(f"{func} in module {self.site or '(top)'}: {error}") from error
+
     def _row(self, entry: Row, func: Any, args: Any, kwargs: Any) -> SecureTensor:
         output = func(*_meta(args), **_meta(kwargs))
         shape = tuple(output.shape)
-        attributes = tuple(sorted(entry.describe(shape, *args, **kwargs).items()))
+        described = self._located(func, entry.describe, (shape, *args), kwargs)
+        attributes = tuple(sorted(described.items()))
         operands = tuple(_operand(a) for a in tree_iter((args, kwargs)) if isinstance(a, Tensor))
         operation = Operation(entry.name, operands, shape, attributes, self.site)
         self.operations.append(operation)
-        return self.wrap(shape, self.run_row(entry, operation, args, kwargs), "secret")
+        shares = self._located(func, self.run_row, (entry, operation, args, kwargs), {})
+        return self.wrap(shape, shares, "secret")
 
     def _structural(self, func: Any, args: Any, kwargs: Any) -> Any:
         outputs = func(*_meta(args), **_meta(kwargs))
-        sources = [a for a in tree_iter((args, kwargs)) if isinstance(a, Tensor) and a.is_floating_point()]
+        joins = func in JOINS  # every tensor is data there; elsewhere an integer tensor is an index
+        sources = [a for a in tree_iter((args, kwargs)) if isinstance(a, Tensor) and (joins or a.is_floating_point())]
         kept = all(isinstance(a, SecureTensor) and a.visibility == "weight" for a in sources)
         shares = iter(self.run_structural(func, args, kwargs, outputs))
         aliases = next(a for a in sources if isinstance(a, SecureTensor)).aliases
 
         def wrap(meta: Tensor) -> SecureTensor:
             tensor = self.wrap(meta.shape, next(shares), "weight" if kept else "secret")
-            aliases.add(tensor)
-            tensor.aliases = aliases
+            if func not in _COPIES:
+                aliases.add(tensor)
+                tensor.aliases = aliases
             return tensor
 
         return tree_map(wrap, outputs)

@@ -7,13 +7,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.secure_run import run_module
+from bench.secure_run import run_module, structure_of
 from mpc import functions
 from mpc.domains import observe_domains
+from mpc.fixed_point import encode, expected_wraps
 from mpc.parties import Parties, PartyError
 from mpc.scheme import Scheme
-from mpc.secure import encode, expected_wraps
-from tests.mpc.workloads import FUNCTIONS, Apply, Convolution, Encoder
+from mpc.tensor import SecretError
+from tests.mpc.workloads import (
+    FUNCTIONS,
+    Apply,
+    Convolution,
+    Encoder,
+    LooseTensor,
+    Refused,
+    TiedWeights,
+    WritesIntoInput,
+)
 
 NORMALISED_ROWS = torch.randn(64, 7, generator=torch.Generator().manual_seed(5))
 
@@ -57,6 +67,37 @@ def test_our_functions_are_right_over_what_networks_produce(
     two_parties: Parties, name: str, x: Tensor, bound: float
 ) -> None:
     assert _worst(two_parties, name, x) <= bound
+
+
+@pytest.mark.parties
+def test_writing_into_the_input_does_not_add_up_and_tied_weights_stay_private(two_parties: Parties) -> None:
+    x = torch.rand(2, 7)
+    run = run_module(two_parties, WritesIntoInput().eval(), x, repeats=3)
+    assert (run.output - (x - 0.5)).abs().max() < 1e-4
+    torch.manual_seed(1)
+    tied = TiedWeights().eval()
+    run = run_module(two_parties, tied, x)
+    assert (run.output - tied(x)).abs().max() < 1e-3
+    assert [operation.operands[1].visibility for operation in run.trace.operations] == ["weight", "weight"]
+
+
+@pytest.mark.parties
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("infinite_mask", r"aten.add.Tensor in module \(top\): a public operand holds NaN or infinity"),
+        ("vanishing_factor", r"aten.mul.Tensor in module \(top\): a public factor of 1e-06 rounds to 0"),
+        ("integers", "a secret cannot become torch.int64"),
+    ],
+)
+def test_what_fixed_point_cannot_hold_is_refused_by_name(two_parties: Parties, name: str, message: str) -> None:
+    with pytest.raises((PartyError, SecretError), match=message):
+        run_module(two_parties, Refused(name).eval(), torch.ones(2, 7))
+
+
+def test_a_loose_tensor_is_refused_under_private_weights() -> None:
+    with pytest.raises(ValueError, match="holds a tensor in 'table'"):
+        structure_of(LooseTensor().eval())
 
 
 @pytest.mark.parties

@@ -114,6 +114,19 @@ def test_predicted_traffic_is_measured_traffic_for_every_row(
 
 
 @pytest.mark.parties
+@pytest.mark.parametrize("released", [False, True], ids=["documented", "released"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_maximum_and_softmax_over_the_lengths_of_real_networks(
+    request: pytest.FixtureRequest, count: int, released: bool
+) -> None:
+    parties: Parties = request.getfixturevalue("two_parties" if count == 2 else "three_parties")
+    scheme = Scheme(parties=count, functions="released" if released else "documented")
+    for length in (2, 3, 20, 65, 197, 257):
+        for name in ("softmax", "maximum"):
+            run_module(parties, Apply(name).eval(), torch.rand(2, length), scheme)
+
+
+@pytest.mark.parties
 @pytest.mark.parametrize("count", [2, 3])
 def test_public_weights_send_nothing_for_linear_layers(request: pytest.FixtureRequest, count: int) -> None:
     parties: Parties = request.getfixturevalue("two_parties" if count == 2 else "three_parties")

@@ -12,6 +12,12 @@ from mpc.operators import row_normalize
 
 PUBLIC = torch.linspace(-1.0, 1.0, 7)
 
+
+def written(x: Tensor) -> Tensor:
+    """Twice x, in place."""
+    return x.mul_(2.0)
+
+
 # Every function takes a tensor whose last dimension is 7.
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "add": lambda x: x + x + PUBLIC + 0.5,
@@ -57,6 +63,14 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "row_normalize": lambda x: row_normalize(x.abs(), 2.0**-16),
     "structure": lambda x: torch.cat([x.flip(-1).unsqueeze(0).expand(2, *x.shape), torch.stack([x, x])], 0)[:, :, ::2],
     "public_joined": lambda x: torch.cat([x, torch.ones(x.shape)], -1),
+    "clamp_below": lambda x: x.clamp(min=0.3),
+    "clamp_above": lambda x: x.clamp(max=0.3),
+    "padded": lambda x: F.pad(x, (1, 2), value=1.5),
+    "joined_integers": lambda x: torch.cat([x, torch.arange(7).expand(x.shape), (x.new_ones(x.shape) > 0)], -1),
+    "masked_by_type": lambda x: x * (PUBLIC > 0).type_as(x),
+    "weighted_sum": lambda x: torch.add(x, x, alpha=0.5) - torch.sub(PUBLIC, x, alpha=0.25),
+    "zeroth_power": lambda x: x**0 + x,
+    "copy_written": lambda x: written(x.double()) + x + written(x.clone()),
     "in_place": lambda x: (x + 1).mul_(0.5).relu_(),
 }
 
@@ -156,6 +170,58 @@ class FailsAtParty(nn.Module):
         if os.environ.get("RANK") == str(self.party):
             raise ArithmeticError("this party gives up")
         return x * x.sum()
+
+
+REFUSED: dict[str, Callable[[Tensor], Tensor]] = {
+    "infinite_mask": lambda x: x + torch.full((7,), float("-inf")),
+    "vanishing_factor": lambda x: x * 1e-6,
+    "integers": lambda x: x.long(),
+}
+
+
+class Refused(nn.Module):
+    """One of REFUSED as a module."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The function, on x."""
+        return REFUSED[self.name](x)
+
+
+class WritesIntoInput(nn.Module):
+    """Changes its input in place; every repeat must see the same input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x - 0.5."""
+        return x.sub_(0.5)
+
+
+class TiedWeights(nn.Module):
+    """Two layers with one weight between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(7, 7), nn.Linear(7, 7)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both layers."""
+        return self.b(self.a(x))
+
+
+class LooseTensor(nn.Module):
+    """Holds a tensor that is neither parameter nor buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = [torch.randn(7)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x + the loose tensor."""
+        return x + self.table[0]
 
 
 class Shapeless(nn.Module):
