@@ -111,7 +111,8 @@ def predict(
 ) -> None:
     """Count traffic and predict seconds of one secure forward pass, without starting a party.
 
-    Without --network, seconds are given for every profile.
+    Traffic and seconds are those of a whole --batch, macs those of one image. Without --network, seconds are given for
+    every profile.
     """
     from mpc.network import PROFILES
     from mpc.network import network as profile
@@ -128,6 +129,8 @@ def predict(
         trace = shape_reading(module, (batch, *input_shape(module)[1:]), chosen.weights)
         seconds = _seconds(trace, chosen, profiles)
     traffic, by_op, by_module = trace.traffic(chosen), trace.by_op(chosen), trace.by_module(chosen)
+    phases = traffic.to_json()
+    phases["offline"]["derived"] = chosen.dealer == "tfp"  # what a third party would have sent
     if not json_only:
         typer.echo(f"{model}, batch {batch}: {chosen.label}; online phase; predicted")
         show(_traffic_table("op", by_op, traffic))
@@ -138,12 +141,12 @@ def predict(
         {
             "model": model,
             "params": sum(parameter.numel() for parameter in module.parameters()),
-            "macs": trace.macs,
+            "macs": trace.macs // batch,
             **{"scheme" if key == "name" else key: value for key, value in chosen.to_json().items()},
             "roles": roles.to_json(),
             "batch": batch,
             "mode": "predicted",
-            **traffic.to_json(),
+            **phases,
             "hops": max(traffic.online.hops),
             "seconds": seconds,
             "by_module": {name: _row(part) for name, part in by_module.items()},
@@ -179,10 +182,17 @@ def _seconds(trace: Trace, scheme: Scheme, profiles: list[Any]) -> dict[str, dic
 
     cost_model = load_default(scheme)
     if cost_model is None:
-        typer.echo("no seconds: this machine is not calibrated; run: mpc-pareto calibrate", err=True)
+        typer.echo(f"no seconds: this machine is not calibrated; run: {_calibrate_command(scheme)}", err=True)
         return None
     estimates = {profile.name: cost_model.seconds(trace, scheme, profile) for profile in profiles}
     return {name: {"p50": e.p50_s, "p05": e.p05_s, "p95": e.p95_s} for name, e in estimates.items()}
+
+
+def _calibrate_command(scheme: Scheme) -> str:
+    """The command that calibrates for `scheme`: every option that is not the default."""
+    default = type(scheme)().to_json()
+    changed = {key: value for key, value in scheme.to_json().items() if value != default[key]}
+    return " ".join(["mpc-pareto calibrate", *(f"--{key.replace('_', '-')} {value}" for key, value in changed.items())])
 
 
 def _row(traffic: Traffic) -> dict[str, int]:

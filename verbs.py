@@ -25,6 +25,7 @@ from cli import (
     RevealTo,
     SchemeName,
     Transport,
+    UsageError,
     Weights,
     app,
     finish,
@@ -39,6 +40,7 @@ from cli import Parties as PartyCount
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from bench.run_directory import RunDirectory
     from mpc.scheme import Scheme
 
 Out = Annotated[Path | None, typer.Option(help="run directory that keeps the records")]
@@ -66,12 +68,42 @@ def _kinds(names: str) -> list[str]:
         return [kind_named(name).name for name in names.split(",")]
 
 
-def _keep(out: Path | None, name: str, records: Sequence[dict[str, Any]], verb: str) -> None:
-    if out is None:
+def _demand_this_machine(out: Path | None) -> None:
+    """Raises ValueError where `out` holds a run of another machine: seconds of two machines do not belong together."""
+    if out is None or not (out / "manifest.json").exists():
         return
+    from bench.machine import this_machine
+    from bench.records import of_one_machine
     from bench.run_directory import RunDirectory
 
-    run = RunDirectory.start(out, verb, {}) if not (out / "manifest.json").exists() else RunDirectory.existing(out)
+    manifest = RunDirectory.existing(out).manifest
+    stages = [manifest, *manifest.get("resumed", ()), {"machine": this_machine().to_json()}]
+    try:
+        of_one_machine({"record": "manifest", "machine": stage.get("machine")} for stage in stages)
+    except ValueError as error:
+        raise ValueError(f"{out} cannot be added to here, choose another --out: {error}") from error
+
+
+def _run_at(ctx: typer.Context, out: Path, verb: str) -> RunDirectory:
+    """The run at `out`: begun by this verb, or an earlier one whose manifest now lists the verb under "added"."""
+    from bench.run_directory import RunDirectory, commit, versions
+
+    arguments = {name: value for name, value in ctx.params.items() if name not in ("out", "json_only", "seed")}
+    seeds = [ctx.params["seed"]] if "seed" in ctx.params else []
+    if not (out / "manifest.json").exists():
+        return RunDirectory.start(out, verb, arguments, seeds)
+    run = RunDirectory.existing(out)
+    added = {"verb": verb, "arguments": arguments, "seeds": seeds, "versions": versions(), "commit": commit()}
+    run.manifest["added"] = [*run.manifest.get("added", ()), added]
+    run.write_json("manifest.json", run.manifest)
+    return run
+
+
+def _keep(ctx: typer.Context, out: Path | None, verb: str, name: str, records: Sequence[dict[str, Any]]) -> None:
+    """Adds records to NAME.jsonl of the run at `out`; nothing where none is asked for."""
+    if out is None:
+        return
+    run = _run_at(ctx, out, verb)
     for record in records:
         run.append(name, record)
 
@@ -87,6 +119,7 @@ def _rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @bench_app.command("attention")
 def bench_attention(
+    ctx: typer.Context,
     tokens: Annotated[int, typer.Option(help="tokens, class token included")] = 65,
     dim: Annotated[int, typer.Option(help="width of the model")] = 256,
     heads: Annotated[int, typer.Option(help="heads of the layer")] = 4,
@@ -125,6 +158,7 @@ def bench_attention(
     links = [profile(name) for name in network or [] if name != "loopback"]
     rows: list[dict[str, Any]] = []
     roles = roles_of(input_owner, model_owner, reveal_to, parties)
+    _demand_this_machine(out)
     with _progress() as progress, Parties(schemes[0]) as running:
         task = progress.add_task("starting parties", total=len(names) * len(schemes))
 
@@ -137,7 +171,7 @@ def bench_attention(
             ):
                 rows += [record, *replayed_attention(run, record, links)]
         progress.update(task, completed=len(names) * len(schemes))
-    _keep(out, "attention", rows, "bench attention")
+    _keep(ctx, out, "bench attention", "attention", rows)
     if not json_only:
         typer.echo(
             f"one attention layer: {tokens} tokens, {dim} wide, {heads} heads, batch {batch}; {schemes[0].label}"
@@ -174,6 +208,7 @@ def _attention_table(rows: list[dict[str, Any]]) -> Table:
 
 @bench_app.command("model")
 def bench_model(
+    ctx: typer.Context,
     model: Model,
     batch: Batch = 1,
     repeats: Repeats = 5,
@@ -207,12 +242,13 @@ def bench_model(
     module = build(model)
     inputs = torch.randn(batch, *input_shape(module)[1:])
     roles = roles_of(input_owner, model_owner, reveal_to, parties)
+    _demand_this_machine(out)
     with progress_console.status(f"running {model} on {parties} parties"), Parties(chosen) as running:
         run = run_module(running, module, inputs, chosen, roles, repeats, warm_up=1)
     with torch.no_grad():
         error = float((run.output - module(inputs)).abs().max())
     rows = network_rows(run, model, batch, error, links)
-    _keep(out, "models", rows, "bench model")
+    _keep(ctx, out, "bench model", "models", rows)
     if not json_only:
         typer.echo(f"{model}, batch {batch}: {chosen.label}; online phase")
         table = Table("network", "mode", "seconds", "IQR", "rounds", "MB sent", "max error")
@@ -231,6 +267,7 @@ def bench_model(
 
 @bench_app.command("ops")
 def bench_ops(
+    ctx: typer.Context,
     elements: Annotated[int, typer.Option(min=64, help="elements of every function, a multiple of 64")] = 16384,
     repeats: Repeats = 5,
     functions: Functions = "documented",
@@ -246,9 +283,10 @@ def bench_ops(
 
     demand_rows(elements)
     chosen = scheme_of("crypten", parties, functions, dealer, "gloo", "private", 16)
+    _demand_this_machine(out)
     with progress_console.status("measuring operations"), Parties(chosen) as running:
         rows = measure_operations(running, elements, repeats, seed)
-    _keep(out, "operations", rows, "bench ops")
+    _keep(ctx, out, "bench ops", "operations", rows)
     if not json_only:
         table = Table("operation", "rounds", "bytes an element", "seconds", "IQR", "max error")
         for row in rows:
@@ -263,27 +301,29 @@ def bench_ops(
 
 @app.command()
 def calibrate(
+    ctx: typer.Context,
     functions: Functions = "documented",
     parties: PartyCount = 2,
     dealer: Dealer = "tfp",
     weights: Weights = "private",
+    precision_bits: PrecisionBits = 16,
     out: Out = None,
     json_only: JsonOnly = False,
 ) -> None:
     """Measure what the cost model needs on this machine, fit it, and report its error on what was held out."""
     import workflow
-    from bench.run_directory import write_json
     from cost_models.calibration import plan, save_default
     from mpc.parties import Parties
 
-    chosen = scheme_of("crypten", parties, functions, dealer, "gloo", weights, 16)
+    chosen = scheme_of("crypten", parties, functions, dealer, "gloo", weights, precision_bits)
+    _demand_this_machine(out)
     with _progress() as progress, Parties(chosen) as running:
         task = progress.add_task("calibrating", total=None)
         on_run = lambda i, n, what: progress.update(task, completed=i, total=n, description=what[:50])  # noqa: E731
         record = workflow.calibrate(running, plan(), chosen, on_run)
     path = save_default(record, chosen)
     if out is not None:
-        write_json(out / "calibration.json", record)
+        _run_at(ctx, out, "calibrate").write_json("calibration.json", record)
     if not json_only:
         table = Table("held out", "shape", "measured s", "predicted s", "error")
         for row in record["held_out"]:
@@ -299,6 +339,7 @@ def calibrate(
 
 @app.command()
 def infer(
+    ctx: typer.Context,
     model: Annotated[
         str, typer.Argument(help="run directory, folder of a trained network (RUN/train/NAME), or a MODEL")
     ],
@@ -314,13 +355,18 @@ def infer(
     input_owner: InputOwner = 0,
     model_owner: ModelOwner = 1,
     reveal_to: RevealTo = "0",
+    seed: Annotated[int, typer.Option(help="seed of the weights of a MODEL that is no folder")] = 0,
     out: Out = None,
     json_only: JsonOnly = False,
 ) -> None:
     """Run real test images through a network securely: accuracy, agreement with the plain reading, latency, health.
 
-    For a run directory, every network trained in it is measured, and its report can draw them.
+    For a run directory, every network trained in it is measured, replayed on --network (cheetah-lan and cheetah-wan
+    where none is given), and its report can draw them. A MODEL that is no folder has untrained weights, drawn from
+    --seed.
     """
+    import torch
+
     from bench.infer import infer as secure_inference
     from bench.infer import inference_record
     from models.names import build, input_shape
@@ -330,21 +376,28 @@ def infer(
 
     chosen = scheme_of("crypten", parties, functions, dealer, "gloo", weights, precision_bits)
     folder = Path(model)
+    trained = folder.is_dir()
     if (folder / "manifest.json").is_file():
+        _demand_unset(ctx, "a run directory", "input_owner", "model_owner", "reveal_to", "seed", "out")
         _infer_run(folder, chosen, data, images, batch, network or ["cheetah-lan", "cheetah-wan"], json_only)
         return
-    if not folder.is_dir() and ":" not in model:
+    _demand_unset(ctx, "one network: it is for run directories", "network")
+    if trained:
+        _demand_unset(ctx, "a trained network: it draws the weights of a MODEL", "seed")
+    if not trained and ":" not in model:
         raise ValueError(f"there is no folder {model}; give a run's train/NAME, or a MODEL such as mpcvit:vit_7_4_32")
-    module = load_network(folder) if folder.is_dir() else build(model)
+    torch.manual_seed(seed)
+    module = load_network(folder) if trained else build(model)
     dataset = load(data, input_shape(module)[-1])
     x, y = dataset.test_images[:images], dataset.test_labels[:images]
+    roles = roles_of(input_owner, model_owner, reveal_to, parties)
+    _demand_this_machine(out)
     with _progress() as progress, Parties(chosen) as running:
         task = progress.add_task("images", total=len(x))
         on_batch = lambda i, n: progress.update(task, completed=i)  # noqa: E731
-        roles = roles_of(input_owner, model_owner, reveal_to, parties)
         result = secure_inference(running, module, x, y, chosen, roles, batch, on_batch)
-    record = inference_record(result, model)
-    _keep(out, "inference", [record], "infer")
+    record = {**inference_record(result, model), "weights_trained": trained, "seed": None if trained else seed}
+    _keep(ctx, out, "infer", "inference", [record])
     if not json_only:
         table = Table("", "value")
         for key in (
@@ -357,12 +410,22 @@ def infer(
         ):
             value = record[key]
             table.add_row(key.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
+        table.add_row("weights", "trained" if trained else f"untrained (seed {seed})")
         table.add_row("online seconds an image", f"{record['seconds_per_image']:.4f}")
         outside = record["health"]["functions_outside_their_domain"]
         table.add_row("functions outside their domain", str(len(outside)))
         typer.echo(f"{model} on {data}: {chosen.label}; measured on loopback")
         show(table)
     finish(record)
+
+
+def _demand_unset(ctx: typer.Context, what: str, *names: str) -> None:
+    """Raises UsageError where one of these options was given: it would be ignored."""
+    sources = {name: ctx.get_parameter_source(name) for name in names}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"{options} does not apply to {what}; leave it out")
 
 
 def _infer_run(

@@ -148,8 +148,27 @@ def test_predict_ends_with_the_totals_of_the_trace(
     network = build(name)
     trace = shape_reading(network, input_shape(network))
     assert payload["online"] == json.loads(json.dumps(trace.traffic(Scheme(parties=3)).online.to_json()))
+    assert payload["offline"]["derived"] is True
     assert sum(row["rounds"] for row in payload["by_op"].values()) == payload["online"]["rounds"]
     assert payload["macs"] == trace.macs
+
+
+def test_predict_counts_traffic_of_the_batch_and_macs_of_one_image(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    payloads = []
+    for batch in ("1", "3"):
+        options = ("--batch", batch, "--dealer", "ttp", "--precision-bits", "18")
+        assert run(monkeypatch, "predict", "mpcvit:vit_2_4_32", *options, "--json") == 0
+        out, error = capsys.readouterr()
+        assert error == (
+            "no seconds: this machine is not calibrated; run: mpc-pareto calibrate --dealer ttp --precision-bits 18\n"
+        )
+        payloads.append(json.loads(out))
+    one, three = payloads
+    assert one["macs"] == three["macs"] and three["online"]["bytes"] > 2 * one["online"]["bytes"]
+    assert one["offline"]["derived"] is three["offline"]["derived"] is False
 
 
 def test_predict_gives_seconds_of_the_calibrated_machine(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -210,12 +229,36 @@ SEARCH = ("search", "mpcvit", "--out", "x")
         (("bench", "model", "mpcvit:vit_2_4_32", "--transport", "glo"), "choose from: gloo"),
         (("infer", "mpcvit:vit_2_4_32", "--weights", "publc"), "choose from: private, public"),
         (("calibrate", "--dealer", "tpt"), "choose from: tfp, ttp"),
+        (("calibrate", "--precision-bits", "8"), "precision_bits must lie in 14..20, got 8"),
+        (("infer", "mpcvit:vit_2_4_32", "--network", "cheetah-wan"), "--network does not apply to one network"),
     ],
 )
 def test_a_misspelt_choice_is_wrong_usage_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     refused(monkeypatch, capsys, tmp_path, arguments, message, 2)
+
+
+@pytest.mark.parametrize("option", ["--input-owner", "--model-owner", "--reveal-to", "--seed", "--out"])
+def test_infer_of_a_run_refuses_options_that_it_would_ignore(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path, option: str
+) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    message = f"{option} does not apply to a run directory; leave it out"
+    refused(monkeypatch, capsys, tmp_path, ("infer", ".", option, "1"), message, 2)
+
+
+@pytest.mark.parametrize("verb", [BENCH, ("bench", "ops"), ("bench", "model", "mpcvit:vit_2_4_32"), ("calibrate",)])
+def test_a_run_of_another_machine_is_not_added_to(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path, verb: tuple[str, ...]
+) -> None:
+    from bench.run_directory import RunDirectory, write_json
+
+    manifest = RunDirectory.start(tmp_path / "run", "demo", {}).manifest
+    manifest["machine"]["label"] = "Another Processor"
+    write_json(tmp_path / "run" / "manifest.json", manifest)
+    message = "run cannot be added to here, choose another --out: records of 2 machines"
+    refused(monkeypatch, capsys, tmp_path, (*verb, "--out", "run"), message, 1)
 
 
 def refused(
@@ -285,6 +328,11 @@ def test_bench_attention_ends_with_a_row_for_every_kind_and_link(
         assert row["seconds"]["online"]["n"] == 2
     wan_s = rows[3]["seconds"]["online"]["median"] - rows[2]["seconds"]["online"]["median"]
     assert wan_s == pytest.approx(rows[2]["hops"] * 0.02 + rows[2]["online"]["bytes"] / 50e6)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert (manifest["verb"], manifest["seeds"]) == ("bench attention", [0])
+    assert (
+        manifest["arguments"].items() >= {"tokens": 9, "kinds": "scaling,softmax", "network": ["cheetah-wan"]}.items()
+    )
     assert run(monkeypatch, "report", str(tmp_path)) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["page"] == str(tmp_path / "report" / "index.html")
 
@@ -309,14 +357,19 @@ def test_bench_model_and_ops_end_with_their_rows(monkeypatch: pytest.MonkeyPatch
     from bench.run_directory import write_json
 
     spec = write_json(tmp_path / "tiny.json", tiny_spec().to_json())
-    assert run(monkeypatch, "bench", "model", f"spec:{spec}", "--repeats", "2", "--network", "400mbit/40ms") == 0
+    kept = ("--out", str(tmp_path / "run"))
+    assert run(monkeypatch, "bench", "model", f"spec:{spec}", "--repeats", "2", "--network", "400mbit/40ms", *kept) == 0
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert [(row["network"], row["mode"]) for row in rows] == [("loopback", "measured"), ("400mbit/40ms", "replayed")]
     assert sum(rows[1]["by_op_s"].values()) > sum(rows[0]["by_op_s"].values()) > 0
-    assert run(monkeypatch, "bench", "ops", "--elements", "128", "--repeats", "1") == 0
+    assert run(monkeypatch, "bench", "ops", "--elements", "128", "--repeats", "1", "--seed", "3", *kept) == 0
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert [row["op"] for row in rows] == list(OPERATIONS)
     assert all(row["max_abs_error"] < 2e-2 for row in rows)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert (manifest["verb"], manifest["arguments"]["model"]) == ("bench model", f"spec:{spec}")
+    (added,) = manifest["added"]
+    assert (added["verb"], added["arguments"]["elements"], added["seeds"]) == ("bench ops", 128, [3])
     assert run(monkeypatch, "bench", "ops", "--elements", "100") == 1
     assert "elements must be a multiple of 64, got 100; take 64" in capsys.readouterr().err
 
@@ -337,9 +390,20 @@ def test_infer_ends_with_the_record_of_a_trained_network(
     (line,) = capsys.readouterr().out.splitlines()
     record = json.loads(line)
     assert (record["record"], record["images"], record["batch"]) == ("inference", 3, 2)
+    assert record["weights_trained"] is True
     assert 0 <= record["plain_accuracy"] <= 1 and record["max_logit_difference"] < 2e-2
     stored = (tmp_path / "run" / "inference.jsonl").read_text().splitlines()
     assert [json.loads(row) for row in stored] == [{"schema": 1, **record}]
+    model = ("infer", f"spec:{tmp_path / 'net' / 'spec.json'}", "--images", "2")
+    logits = []
+    for seed in ("5", "5", "6"):
+        assert run(monkeypatch, *model, "--seed", seed) == 0
+        *table, line = capsys.readouterr().out.splitlines()
+        record = json.loads(line)
+        assert (record["weights_trained"], record["seed"]) == (False, int(seed))
+        assert any(f"untrained (seed {seed})" in row for row in table)
+        logits.append(record["min_plain_margin"])
+    assert logits[0] == logits[1] != logits[2]
     (tmp_path / "net" / "weights.safetensors").unlink()
     assert run(monkeypatch, "infer", str(tmp_path / "net")) == 1
     assert "weights.safetensors is missing; train it first" in capsys.readouterr().err
