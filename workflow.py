@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import statistics
@@ -117,6 +118,7 @@ def candidate_record(
         "by_op_s": {p.name: by_op_s(run, p) for p in profiles},
         **traffic_json(run),
         "scheme": scheme.to_json(),
+        "roles": run.roles.to_json(),
         "peak_bytes": run.peak_bytes,
         "machine": this_machine(),
     }
@@ -133,20 +135,23 @@ def measure_run(
 ) -> list[Record]:
     """Measure every network that was trained in the run of a search; their records are its networks.jsonl.
 
-    A network that was measured already is not measured again. Raises ValueError where nothing was trained.
+    A network that was measured already in the same way is not measured again. Raises ValueError where nothing was
+    trained, or the run is no search.
     """
     run = RunDirectory.existing(path)
+    if run.manifest["verb"] != "search mpcvit":
+        raise ValueError(f"{path} is a run of {run.manifest['verb']}; networks are measured in the run of a search")
     folders = sorted(file.parent for file in (path / "train").glob("*/retrained.json"))
     if not folders:
         raise ValueError(f"{path} holds no trained network; run: mpc-pareto retrain {path}")
-    link = run.manifest["arguments"].get("link", "")
+    searched = run.manifest["arguments"]["link"]
     cost_model = load_default(parties.scheme)
     records = []
     for number, folder in enumerate(folders):
         on_network(number, len(folders), folder.name)
         trained = json.loads((folder / "retrained.json").read_text())
         teacher = folder.name == "teacher"
-        found_by = "uniform" if teacher else f"mpcvit/{link if link == 'l1' else f'latency@{link}'}"
+        found_by = "uniform" if teacher else f"mpcvit/{'l1' if searched == 'l1' else f'latency@{searched}'}"
         ratio = float(folder.name) if re.fullmatch(r"[0-9.]+", folder.name) else None
         known = {key: trained[key] for key in ("accuracy", "test_images", "seed")}
         network = load_network(folder)
@@ -156,7 +161,11 @@ def measure_run(
         measure = partial(
             candidate_record, parties, folder.name, network, found, test, labels, cost_model, links, batch=batch
         )
-        records.append(run.step(f"measure-{folder.name}-{images}", measure))
+        asked = [parties.scheme.to_json(), data, images, batch, [link.name for link in links]]
+        key = hashlib.sha256(json.dumps(asked).encode() + (folder / "weights.safetensors").read_bytes()).hexdigest()[
+            :12
+        ]
+        records.append(run.step(f"measure-{folder.name}-{key}", measure))
     run.write_records("networks", records)
     return records
 
@@ -185,8 +194,13 @@ def _measured(run: SecureRun, network: NetworkProfile) -> Record:
 
 
 def by_op_s(run: SecureRun, network: NetworkProfile) -> dict[str, float]:
-    """Online seconds by operation on `network`; work after the last message is under `other`."""
-    return {op or "other": seconds.total_s for op, seconds in replay(run.log, network).by_op.items()}
+    """Online seconds by operation: local seconds as the ledger timed them, plus what the link adds to its messages.
+
+    Work between operations is under `other`; all add up to the seconds of the median repeat.
+    """
+    link = {op: part.delay_s + part.transfer_s for op, part in replay(run.log, network).by_op.items()}
+    seconds = {op: local_s + link.get(op, 0.0) for op, local_s in run.op_s.items()}
+    return {**seconds, "other": run.log.online_s - sum(run.op_s.values())}
 
 
 def network_rows(
@@ -227,6 +241,7 @@ def cross_table(
     rows = [
         {
             "found_for": objective,
+            "mode": "predicted",
             "seed": seed,
             "ratio": ratio,
             "seconds": {name: latency.exact_s(kinds) for name, latency in latencies.items()},
@@ -238,7 +253,10 @@ def cross_table(
 
 
 def _verdict(rows: Sequence[Record], links: Sequence[str], keep: str) -> str:
-    """One sentence for each pair of links: how much slower a link's networks are than those found for it."""
+    """One sentence for each pair of links: how much slower a link's networks are than those found for it.
+
+    The spread is that over seeds, of the mean over ratios.
+    """
     sentences = []
     for here in links:
         own = _by_case(rows, f"latency@{here}")
@@ -247,16 +265,24 @@ def _verdict(rows: Sequence[Record], links: Sequence[str], keep: str) -> str:
             cases = sorted(own.keys() & foreign.keys())
             if other == here or not cases:
                 continue
-            ratios = [foreign[case]["seconds"][here] / own[case]["seconds"][here] - 1 for case in cases]
+            excess: dict[int, list[float]] = defaultdict(list)
+            for case in cases:
+                excess[case[0]].append(foreign[case]["seconds"][here] / own[case]["seconds"][here] - 1)
+            by_seed = [statistics.mean(ratios) for ratios in excess.values()]
             differing = sum(own[case][f"{keep}_heads"] != foreign[case][f"{keep}_heads"] for case in cases)
-            mean, deviation = statistics.mean(ratios), statistics.stdev(ratios) if len(ratios) > 1 else 0.0
-            judged = "no difference beyond the spread" if abs(mean) <= deviation else "more than the spread"
             sentences.append(
-                f"On {here}, networks found for {other} take {mean:+.1%} "
-                f"(standard deviation {deviation:.1%} over {len(cases)} pairs of seed and ratio: {judged}; "
-                f"heads per layer differ in {differing})"
+                f"On {here}, by predicted seconds, networks found for {other} take {statistics.mean(by_seed):+.1%} "
+                f"({_spread_over_seeds(by_seed)}; heads per layer differ in {differing} of {len(cases)} networks)"
             )
     return "; ".join(sentences) + "." if sentences else "Only one link was searched for: nothing to compare."
+
+
+def _spread_over_seeds(by_seed: Sequence[float]) -> str:
+    if len(by_seed) < 2:
+        return "one seed: no spread"
+    deviation = statistics.stdev(by_seed)
+    judged = "no difference beyond the spread" if abs(statistics.mean(by_seed)) <= deviation else "more than the spread"
+    return f"standard deviation {deviation:.1%} over {len(by_seed)} seeds: {judged}"
 
 
 def _by_case(rows: Sequence[Record], objective: str) -> dict[tuple[int, float], Record]:

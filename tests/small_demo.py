@@ -25,7 +25,7 @@ ONE_EPOCH = replace(DEMO_TEACHER, epochs=2)
 SETTINGS = DemoSettings(
     spec=SPEC,
     ratios=(0.5,),
-    retrained_ratios=(0.5,),
+    retrained=(("latency@cheetah-wan", 0.5), ("l1", 0.5)),
     seeds=(0,),
     shape=AttentionShape(9, 16, 2),
     repeats=2,
