@@ -76,11 +76,6 @@ class MessageLog:
         """Traffic as this party counted it, for all parties alike (the wire model says who writes what)."""
         return tally((e.event for e in self.entries if not e.of_dealer), self.parties)
 
-    @property
-    def stand_in_bytes(self) -> int:
-        """Payload of the first party's dealing at three parties under TFP, real on the wire, no part of any phase."""
-        return sum(sum(e.event.payload_bytes) for e in self.entries if e.of_dealer and isinstance(e.event, Message))
-
 
 @dataclass(slots=True)
 class Ledger:
