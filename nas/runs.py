@@ -126,7 +126,10 @@ def _lasting(settings: TrainSettings, epochs: int | None) -> TrainSettings:
 def _latency(spec: ViTSpec, request: SearchRequest, scheme: Scheme) -> MixtureLatency:
     cost_model = load_default(scheme)
     if cost_model is None:
-        raise ValueError("a latency term needs a calibration of this machine; run: mpc-pareto calibrate")
+        raise ValueError(
+            f"a latency term needs a calibration of this machine for {scheme.functions} functions; "
+            f"run: mpc-pareto calibrate --functions {scheme.functions}"
+        )
     return mixture_latency(spec, request.kinds, cost_model, scheme, network(request.link))
 
 
