@@ -294,7 +294,8 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-import verbs  # noqa: E402, F401 - registers the verbs that start parties or train; they need the names above
+import verbs  # noqa: E402, F401 - registers the verbs that run something; they need the names above
+import verbs_bench  # noqa: E402, F401
 
 if __name__ == "__main__":
     main()

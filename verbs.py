@@ -1,4 +1,4 @@
-"""The verbs that run something: bench, calibrate, infer, search, retrain, report, demo.
+"""The verbs that run something, but for `bench`: calibrate, infer, search, retrain, report, demo; and what verbs share.
 
 Each is registered on `cli.app` when this module is imported; heavy imports stay inside the verbs.
 """
@@ -18,13 +18,10 @@ from cli import (
     Functions,
     InputOwner,
     JsonOnly,
-    Model,
     ModelOwner,
     Networks,
     PrecisionBits,
     RevealTo,
-    SchemeName,
-    Transport,
     UsageError,
     Weights,
     app,
@@ -48,19 +45,17 @@ Seed = Annotated[int, typer.Option(help="seed of weights, data order and search"
 Data = Annotated[str, typer.Option(help="digits, or folder:PATH with class folders in train/ and test/")]
 Repeats = Annotated[int, typer.Option(min=1, help="runs that are timed, after one that is not")]
 
-bench_app = typer.Typer(help="Measure workloads on real parties.", no_args_is_help=True)
 search_app = typer.Typer(help="Search networks under a latency term.", no_args_is_help=True)
-app.add_typer(bench_app, name="bench")
 app.add_typer(search_app, name="search")
 
 
-def _progress() -> Progress:
+def progress_bar() -> Progress:
     """A bar on stderr with the time that remains; nothing where that is no terminal, so that an error stands alone."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=progress_console, disable=not progress_console.is_terminal)
 
 
-def _kinds(names: str) -> list[str]:
+def kinds_of(names: str) -> list[str]:
     """Names separated by commas; UsageError for one that is no attention kind."""
     from models.kinds import kind_named
 
@@ -68,7 +63,7 @@ def _kinds(names: str) -> list[str]:
         return [kind_named(name).name for name in names.split(",")]
 
 
-def _demand_this_machine(out: Path | None) -> None:
+def demand_this_machine(out: Path | None) -> None:
     """Raises ValueError where `out` holds a run of another machine: seconds of two machines do not belong together."""
     if out is None or not (out / "manifest.json").exists():
         return
@@ -84,7 +79,7 @@ def _demand_this_machine(out: Path | None) -> None:
         raise ValueError(f"{out} cannot be added to here, choose another --out: {error}") from error
 
 
-def _run_at(ctx: typer.Context, out: Path, verb: str) -> RunDirectory:
+def run_at(ctx: typer.Context, out: Path, verb: str) -> RunDirectory:
     """The run at `out`: begun by this verb, or an earlier one whose manifest now lists the verb under "added"."""
     from bench.run_directory import RunDirectory, commit, versions
 
@@ -99,204 +94,22 @@ def _run_at(ctx: typer.Context, out: Path, verb: str) -> RunDirectory:
     return run
 
 
-def _keep(ctx: typer.Context, out: Path | None, verb: str, name: str, records: Sequence[dict[str, Any]]) -> None:
+def keep(ctx: typer.Context, out: Path | None, verb: str, name: str, records: Sequence[dict[str, Any]]) -> None:
     """Adds records to NAME.jsonl of the run at `out`; nothing where none is asked for."""
     if out is None:
         return
-    run = _run_at(ctx, out, verb)
+    run = run_at(ctx, out, verb)
     for record in records:
         run.append(name, record)
 
 
-def _rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def rows_of(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Records as rows of the last line: the scheme's name under `scheme`, its other settings beside it."""
     rows = []
     for record in records:
         settings = dict(record["scheme"])
         rows.append({**record, "scheme": settings.pop("name"), **settings})
     return rows
-
-
-@bench_app.command("attention")
-def bench_attention(
-    ctx: typer.Context,
-    tokens: Annotated[int, typer.Option(help="tokens, class token included")] = 65,
-    dim: Annotated[int, typer.Option(help="width of the model")] = 256,
-    heads: Annotated[int, typer.Option(help="heads of the layer")] = 4,
-    kinds: Annotated[str, typer.Option(help="attention kinds, separated by commas; all where left out")] = "",
-    batch: Batch = 1,
-    repeats: Repeats = 5,
-    linformer_k: Annotated[int | None, typer.Option(help="rows of Linformer's projection; round(0.3 N)")] = None,
-    network: Networks = None,
-    scheme: SchemeName = "crypten",
-    functions: Annotated[str, typer.Option(help="documented, released, or both: documented,released")] = "documented",
-    parties: PartyCount = 2,
-    dealer: Dealer = "tfp",
-    transport: Transport = "gloo",
-    weights: Weights = "private",
-    precision_bits: PrecisionBits = 16,
-    input_owner: InputOwner = 0,
-    model_owner: ModelOwner = 1,
-    reveal_to: RevealTo = "0",
-    seed: Seed = 0,
-    out: Out = None,
-    json_only: JsonOnly = False,
-) -> None:
-    """Measure one attention layer of every kind, projections included, and re-time it on other links.
-
-    Seconds are online seconds of the slowest party on loopback; --network adds rows replayed from the message log.
-    """
-    from bench.attention import AttentionShape, measure_attention, reference_of, relative_seconds
-    from models.kinds import KINDS
-    from mpc.network import network as profile
-    from mpc.parties import Parties
-    from workflow import replayed_attention
-
-    shape = AttentionShape(tokens, dim, heads, batch)
-    names = _kinds(kinds) if kinds else list(KINDS)
-    schemes = [scheme_of(scheme, parties, f, dealer, transport, weights, precision_bits) for f in functions.split(",")]
-    links = [profile(name) for name in network or [] if name != "loopback"]
-    rows: list[dict[str, Any]] = []
-    roles = roles_of(input_owner, model_owner, reveal_to, parties)
-    _demand_this_machine(out)
-    with _progress() as progress, Parties(schemes[0]) as running:
-        task = progress.add_task("starting parties", total=len(names) * len(schemes))
-
-        def on_kind(what: str) -> None:
-            progress.update(task, description=what, completed=len(rows) // (1 + len(links)))
-
-        for kind in names:
-            for run, record in measure_attention(
-                running, shape, [kind], schemes, repeats, linformer_k, seed, on_kind, roles
-            ):
-                rows += [record, *replayed_attention(run, record, links)]
-        progress.update(task, completed=len(names) * len(schemes))
-    _keep(ctx, out, "bench attention", "attention", rows)
-    if not json_only:
-        typer.echo(
-            f"one attention layer: {tokens} tokens, {dim} wide, {heads} heads, batch {batch}; {schemes[0].label}"
-        )
-        show(_attention_table(rows))
-    relative = [{**row, "relative": ratio} for row, ratio in zip(rows, relative_seconds(rows), strict=True)]
-    finish({"rows": _rows(relative), "reference": reference_of(rows)})
-
-
-def _attention_table(rows: list[dict[str, Any]]) -> Table:
-    """`relative` is to softmax where it was measured, else to the first kind, as `relative_seconds` gives it."""
-    from bench.attention import reference_of, relative_seconds
-
-    table = Table("kind", "functions", "network", "mode", caption=f"seconds relative to {reference_of(rows)}")
-    for heading in ("rounds", "MB sent", "seconds", "IQR", "relative", "max error", "peak MB"):
-        table.add_column(heading, justify="right")
-    for row, ratio in zip(rows, relative_seconds(rows), strict=True):
-        online = row["seconds"]["online"]
-        table.add_row(
-            row["kind"],
-            row["scheme"]["functions"],
-            row["network"],
-            row["mode"],
-            str(row["online"]["rounds"]),
-            f"{row['online']['bytes'] / 1e6:.3f}",
-            f"{online['median']:.4f}",
-            f"{online['iqr']:.4f}",
-            "-" if ratio is None else f"{ratio:.2f}x",
-            f"{row['max_abs_error']:.1e}",
-            f"{row['peak_bytes'] / 1e6:.0f}",
-        )
-    return table
-
-
-@bench_app.command("model")
-def bench_model(
-    ctx: typer.Context,
-    model: Model,
-    batch: Batch = 1,
-    repeats: Repeats = 5,
-    network: Networks = None,
-    scheme: SchemeName = "crypten",
-    functions: Functions = "documented",
-    parties: PartyCount = 2,
-    dealer: Dealer = "tfp",
-    transport: Transport = "gloo",
-    weights: Weights = "private",
-    precision_bits: PrecisionBits = 16,
-    input_owner: InputOwner = 0,
-    model_owner: ModelOwner = 1,
-    reveal_to: RevealTo = "0",
-    seed: Seed = 0,
-    out: Out = None,
-    json_only: JsonOnly = False,
-) -> None:
-    """Measure a whole network with freshly drawn weights on a random input, by operation, and on other links."""
-    import torch
-
-    from bench.secure_run import run_module
-    from models.names import build, input_shape
-    from mpc.network import network as profile
-    from mpc.parties import Parties
-    from workflow import network_rows
-
-    chosen = scheme_of(scheme, parties, functions, dealer, transport, weights, precision_bits)
-    links = [profile(name) for name in network or [] if name != "loopback"]
-    torch.manual_seed(seed)
-    module = build(model)
-    inputs = torch.randn(batch, *input_shape(module)[1:])
-    roles = roles_of(input_owner, model_owner, reveal_to, parties)
-    _demand_this_machine(out)
-    with progress_console.status(f"running {model} on {parties} parties"), Parties(chosen) as running:
-        run = run_module(running, module, inputs, chosen, roles, repeats, warm_up=1)
-    with torch.no_grad():
-        error = float((run.output - module(inputs)).abs().max())
-    rows = network_rows(run, model, batch, error, links)
-    _keep(ctx, out, "bench model", "models", rows)
-    if not json_only:
-        typer.echo(f"{model}, batch {batch}: {chosen.label}; online phase")
-        table = Table("network", "mode", "seconds", "IQR", "rounds", "MB sent", "max error")
-        for row in rows:
-            online = row["seconds"]["online"]
-            sent = f"{row['online']['bytes'] / 1e6:.2f}"
-            figures = (f"{online['median']:.3f}", f"{online['iqr']:.3f}", str(row["online"]["rounds"]), sent)
-            table.add_row(row["network"], row["mode"], *figures, f"{row['max_abs_error']:.1e}")
-        show(table)
-        by_op = Table("operation", *[row["network"] for row in rows], title="online seconds by operation")
-        for op in sorted(rows[0]["by_op_s"], key=lambda op: -rows[0]["by_op_s"][op]):
-            by_op.add_row(op, *[f"{row['by_op_s'][op]:.4f}" for row in rows])
-        show(by_op)
-    finish({"rows": _rows(rows), "reference": None})
-
-
-@bench_app.command("ops")
-def bench_ops(
-    ctx: typer.Context,
-    elements: Annotated[int, typer.Option(min=64, help="elements of every function, a multiple of 64")] = 16384,
-    repeats: Repeats = 5,
-    functions: Functions = "documented",
-    parties: PartyCount = 2,
-    dealer: Dealer = "tfp",
-    seed: Seed = 0,
-    out: Out = None,
-    json_only: JsonOnly = False,
-) -> None:
-    """Measure the non-linear functions one by one on the same number of elements."""
-    from bench.operations import demand_rows, measure_operations
-    from mpc.parties import Parties
-
-    demand_rows(elements)
-    chosen = scheme_of("crypten", parties, functions, dealer, "gloo", "private", 16)
-    _demand_this_machine(out)
-    with progress_console.status("measuring operations"), Parties(chosen) as running:
-        rows = measure_operations(running, elements, repeats, seed)
-    _keep(ctx, out, "bench ops", "operations", rows)
-    if not json_only:
-        table = Table("operation", "rounds", "bytes an element", "seconds", "IQR", "max error")
-        for row in rows:
-            online = row["seconds"]["online"]
-            cost = f"{row['online']['bytes'] / row['elements']:.1f}"
-            seconds = (f"{online['median']:.4f}", f"{online['iqr']:.4f}")
-            table.add_row(row["op"], str(row["online"]["rounds"]), cost, *seconds, f"{row['max_abs_error']:.1e}")
-        typer.echo(f"{elements} elements; {chosen.label}; online phase on loopback, measured")
-        show(table)
-    finish({"rows": _rows(rows), "reference": None})
 
 
 @app.command()
@@ -316,14 +129,14 @@ def calibrate(
     from mpc.parties import Parties
 
     chosen = scheme_of("crypten", parties, functions, dealer, "gloo", weights, precision_bits)
-    _demand_this_machine(out)
-    with _progress() as progress, Parties(chosen) as running:
+    demand_this_machine(out)
+    with progress_bar() as progress, Parties(chosen) as running:
         task = progress.add_task("calibrating", total=None)
         on_run = lambda i, n, what: progress.update(task, completed=i, total=n, description=what[:50])  # noqa: E731
         record = workflow.calibrate(running, plan(), chosen, on_run)
     path = save_default(record, chosen)
     if out is not None:
-        _run_at(ctx, out, "calibrate").write_json("calibration.json", record)
+        run_at(ctx, out, "calibrate").write_json("calibration.json", record)
     if not json_only:
         table = Table("held out", "shape", "measured s", "predicted s", "error")
         for row in record["held_out"]:
@@ -391,13 +204,13 @@ def infer(
     dataset = load(data, input_shape(module)[-1])
     x, y = dataset.test_images[:images], dataset.test_labels[:images]
     roles = roles_of(input_owner, model_owner, reveal_to, parties)
-    _demand_this_machine(out)
-    with _progress() as progress, Parties(chosen) as running:
+    demand_this_machine(out)
+    with progress_bar() as progress, Parties(chosen) as running:
         task = progress.add_task("images", total=len(x))
         on_batch = lambda i, n: progress.update(task, completed=i)  # noqa: E731
         result = secure_inference(running, module, x, y, chosen, roles, batch, on_batch)
     record = {**inference_record(result, model), "weights_trained": trained, "seed": None if trained else seed}
-    _keep(ctx, out, "infer", "inference", [record])
+    keep(ctx, out, "infer", "inference", [record])
     if not json_only:
         table = Table("", "value")
         for key in (
@@ -436,14 +249,14 @@ def _infer_run(
     from workflow import measure_run
 
     links = [profile(name) for name in networks if name != "loopback"]
-    with _progress() as progress, Parties(scheme) as running:
+    with progress_bar() as progress, Parties(scheme) as running:
         task = progress.add_task("measuring", total=None)
         on_network = lambda i, n, what: progress.update(task, completed=i, total=n, description=what)  # noqa: E731
         records = measure_run(run, running, data, images, batch, links, on_network)
     if not json_only:
         show(_networks_table(records))
         typer.echo(f"{scheme.label}; links other than loopback are replayed; draw them with: mpc-pareto report {run}")
-    finish({"run": str(run), "rows": _rows(records)})
+    finish({"run": str(run), "rows": rows_of(records)})
 
 
 def _networks_table(records: Sequence[dict[str, Any]]) -> Table:
@@ -490,8 +303,8 @@ def search_mpcvit(
     chosen = scheme_of("crypten", 2, functions, "tfp", "gloo", "private", 16)
     shares = tuple(float(ratio) for ratio in ratios.split(","))
     link = network or (parse_budget(budget)[1] if budget else "cheetah-wan")
-    request = SearchRequest(model, data, link, tuple(_kinds(kinds)), shares, budget, weight, epochs, seed)
-    with _progress() as progress:
+    request = SearchRequest(model, data, link, tuple(kinds_of(kinds)), shares, budget, weight, epochs, seed)
+    with progress_bar() as progress:
         task = progress.add_task("searching", total=None)
         on_epoch = lambda record, total: progress.update(task, completed=record["epoch"] + 1, total=total)  # noqa: E731
         result = search_on_link(out, request, chosen, on_epoch)
@@ -520,7 +333,7 @@ def retrain_run(
     """Train every network that a search found from fresh weights; the same command resumes."""
     from nas.runs import retrain_front
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("training", total=None)
         on_epoch = lambda done, total, what: progress.update(task, completed=done, total=total, description=what)  # noqa: E731
         rows = retrain_front(run, data, distil, token_weight, epochs, seed, on_epoch)
@@ -557,9 +370,10 @@ def demo(
     """All of it, small, on the embedded digits: about ten minutes on two cores."""
     from bench.records import read
     from demo import demo as whole_path
+    from verbs_bench import attention_table
 
     result = whole_path(out, progress_console)
-    show(_attention_table(read(out / "attention.jsonl")))
+    show(attention_table(read(out / "attention.jsonl")))
     show(_networks_table(read(out / "networks.jsonl")))
     for line in result["findings"]:
         typer.echo(line)
