@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,13 +82,14 @@ _WEIGHTS = {"attention": 14.0, "calibrate": 65.0, "search": 150.0, "retrain": 20
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One discrete network to be retrained and measured, and where it comes from."""
+    """One discrete network to be retrained and measured, and where it comes from; `also` names who else found it."""
 
     name: str
     spec: ViTSpec
     found_by: str
     seed: int
     ratio: float | None
+    also: tuple[str, ...] = ()
 
 
 class _Steps:
@@ -234,8 +235,10 @@ class _Demo:
             if result.seed == seed and (result.objective, ratio) in self.settings.retrained:
                 name = f"{result.objective.rpartition('@')[2].removeprefix('cheetah-')} {ratio:g}"
                 found.append(Found(name, spec.with_kinds(kinds), f"mpcvit/{result.objective}", seed, ratio))
-        first = {item.spec: item for item in reversed(found)}
-        return [item for item in found if first[item.spec] is item]
+        alike: dict[ViTSpec, list[Found]] = {}
+        for item in found:
+            alike.setdefault(item.spec, []).append(item)
+        return [replace(first, also=tuple(item.name for item in others)) for first, *others in alike.values()]
 
     def retrain(self, found: Sequence[Found]) -> dict[str, float]:
         """Every network from fresh weights, distilled from the teacher; test accuracy by name."""
@@ -299,7 +302,7 @@ class _Demo:
         assert parties is not None
         dataset, count = load("digits"), self.settings.secure_images
         known = {"accuracy": test_accuracy, "test_images": len(dataset.test_labels)}
-        origin = {"found_by": item.found_by, "seed": item.seed, "ratio": item.ratio}
+        origin = {"found_by": item.found_by, "also": list(item.also), "seed": item.seed, "ratio": item.ratio}
         return workflow.candidate_record(
             parties,
             item.name,

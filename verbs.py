@@ -271,7 +271,7 @@ def _networks_table(records: Sequence[dict[str, Any]]) -> Table:
         for link in links:
             predicted = f" ({row['seconds'][link]['p50']:.3f})" if link in row["seconds"] else ""
             seconds.append(f"{row['measured_s'][link]['median']:.3f}{predicted}")
-        table.add_row(row["name"], row["found_by"], *shares, *seconds)
+        table.add_row(", ".join([row["name"], *row.get("also", [])]), row["found_by"], *shares, *seconds)
     return table
 
 
