@@ -196,11 +196,11 @@ def _measured(run: SecureRun, network: NetworkProfile) -> Record:
 def by_op_s(run: SecureRun, network: NetworkProfile) -> dict[str, float]:
     """Online seconds by operation: local seconds as the ledger timed them, plus what the link adds to its messages.
 
-    Work between operations is under `other`; all add up to the seconds of the median repeat.
+    Work between operations is under `between operations`; all add up to the seconds of the median repeat.
     """
     link = {op: part.delay_s + part.transfer_s for op, part in replay(run.log, network).by_op.items()}
     seconds = {op: local_s + link.get(op, 0.0) for op, local_s in run.op_s.items()}
-    return {**seconds, "other": run.log.online_s - sum(run.op_s.values())}
+    return {**seconds, "between operations": run.log.online_s - sum(run.op_s.values())}
 
 
 def network_rows(

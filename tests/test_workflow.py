@@ -71,7 +71,7 @@ def test_a_layer_on_another_link_adds_delays_and_transfer_to_every_sample() -> N
 
 def test_seconds_by_operation_are_as_timed_plus_the_link_and_add_up() -> None:
     by_op = workflow.by_op_s(_run(Scheme()), LINK)
-    expected = {"relu": 1.5 + 2 * 0.5 + 0.016, "linear": 2.0 + 4 * 0.5 + 8.0, "sum": 0.25, "other": 0.25}
+    expected = {"relu": 1.5 + 2 * 0.5 + 0.016, "linear": 2.0 + 4 * 0.5 + 8.0, "sum": 0.25, "between operations": 0.25}
     assert by_op == pytest.approx(expected)
 
 
