@@ -58,7 +58,6 @@ STRUCTURAL.update(
     aten.to.device,
     aten.to.dtype_layout,
     aten.to.other,
-    aten.float.default if hasattr(aten, "float") else aten.to.prim_dtype,
     aten.type_as.default,
 )
 def _same(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

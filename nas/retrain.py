@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 
@@ -107,13 +108,19 @@ def train_teacher(
 def load_network(folder: Path) -> VisionTransformer:
     """The network in `spec.json` and `weights.safetensors` of `folder`, in evaluation mode.
 
-    Raises ValueError naming the file that is missing.
+    Raises ValueError naming the file that is missing, or the folder where a file is torn or the two do not fit.
     """
     for name in ("spec.json", "weights.safetensors"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no trained network: {name} is missing; train it first")
-    network = VisionTransformer(ViTSpec.from_json(json.loads((folder / "spec.json").read_text())))
-    load_model(network, str(folder / "weights.safetensors"))
+    try:
+        network = VisionTransformer(ViTSpec.from_json(json.loads((folder / "spec.json").read_text())))
+        load_model(network, str(folder / "weights.safetensors"))
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{folder} holds a damaged network, or weights of another spec ({reason}); train it again"
+        ) from error
     return network.eval()
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_model
 
 from models.spec import ViTSpec
+from models.vit import VisionTransformer
 from nas.data import Dataset
 from nas.retrain import load_network, retrain, train_teacher
 from nas.settings import TrainSettings
@@ -81,4 +83,21 @@ def test_a_network_for_other_images_is_refused(tiny_spec: ViTSpec, tmp_path: Pat
 
 def test_a_folder_without_a_network_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"spec\.json is missing"):
+        load_network(tmp_path)
+
+
+@pytest.mark.parametrize("harm", ["torn weights", "torn spec", "another spec"])
+def test_a_damaged_network_is_one_clear_error(tiny_spec: ViTSpec, tmp_path: Path, harm: str) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps(tiny_spec.to_json()))
+    save_model(VisionTransformer(tiny_spec), str(tmp_path / "weights.safetensors"))
+    load_network(tmp_path)
+    if harm == "torn weights":
+        whole = (tmp_path / "weights.safetensors").read_bytes()
+        (tmp_path / "weights.safetensors").write_bytes(whole[: len(whole) // 2])
+    elif harm == "torn spec":
+        (tmp_path / "spec.json").write_text('{"schema": 1')
+    else:
+        wider = replace(tiny_spec, classes=tiny_spec.classes + 1)
+        (tmp_path / "spec.json").write_text(json.dumps(wider.to_json()))
+    with pytest.raises(ValueError, match="damaged network, or weights of another spec"):
         load_network(tmp_path)
