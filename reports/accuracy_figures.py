@@ -155,8 +155,8 @@ def _accuracy_label(candidates: Sequence[CandidateRecord]) -> str:
     errors = [
         100 * sqrt(c["accuracy"] * (1 - c["accuracy"]) / c["test_images"]) for c in candidates if c.get("test_images")
     ]
-    bound = f"; standard error up to {max(errors):.1f}" if errors else ""
-    return f"plain test accuracy, top-1 (%{bound})"
+    bound = f"\nstandard error up to {max(errors):.1f} points" if errors else ""
+    return f"plain test accuracy, top-1 (%){bound}"
 
 
 def _window(intervals: Sequence[tuple[float, float]], reference: float) -> tuple[float, float]:
