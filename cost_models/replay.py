@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mpc.network import NetworkProfile
+from mpc.scheme import Transport
 from mpc.traffic import Event, Message, message_traffic
 
 
@@ -41,6 +42,8 @@ class Log(Protocol):
     def messages(self) -> Sequence[Entry]: ...  # noqa: D102
     @property
     def online_s(self) -> float: ...  # noqa: D102
+    @property
+    def transport(self) -> Transport: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,7 @@ def replay(log: Log, network: NetworkProfile) -> Replay:
 def _entry_seconds(entry: Entry, log: Log, network: NetworkProfile) -> Seconds:
     if not isinstance(entry.event, Message):
         raise ValueError("a correlation is no message; replay takes the online messages of a log")
-    traffic = message_traffic(entry.event, log.parties)
+    traffic = message_traffic(entry.event, log.parties, log.transport)
     return Seconds(
         loopback_s=entry.compute_s + entry.wait_s,
         delay_s=network.link_s(traffic.hops[log.party], 0),

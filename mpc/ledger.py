@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from mpc.scheme import Transport
 from mpc.traffic import WORD_BYTES, Correlation, Event, Message, Traffic, tally
 
 _COLLECTIVES = (
@@ -65,6 +66,7 @@ class MessageLog:
     online_s: float
     dealer_s: float
     op_s: tuple[tuple[str, float], ...] = ()
+    transport: Transport = "gloo"
 
     @property
     def messages(self) -> tuple[LogEntry, ...]:
@@ -74,7 +76,7 @@ class MessageLog:
     @property
     def traffic(self) -> Traffic:
         """Traffic as this party counted it, for all parties alike (the wire model says who writes what)."""
-        return tally((e.event for e in self.entries if not e.of_dealer), self.parties)
+        return tally((e.event for e in self.entries if not e.of_dealer), self.parties, self.transport)
 
 
 @dataclass(slots=True)
@@ -83,6 +85,7 @@ class Ledger:
 
     party: int
     parties: int
+    transport: Transport = "gloo"
     entries: list[LogEntry] = field(default_factory=list)
     op: str = ""
     site: str = ""
@@ -108,7 +111,8 @@ class Ledger:
         total_s = time.perf_counter() - self._start_s
         self.recording = False
         op_s = tuple(sorted(self._op_s.items()))
-        return MessageLog(self.party, self.parties, tuple(self.entries), total_s - self._dealer_s, self._dealer_s, op_s)
+        online_s, entries = total_s - self._dealer_s, tuple(self.entries)
+        return MessageLog(self.party, self.parties, entries, online_s, self._dealer_s, op_s, self.transport)
 
     @contextmanager
     def operation(self, op: str, site: str) -> Iterator[None]:

@@ -32,6 +32,19 @@ class NetworkProfile:
         return hops * self.one_way_delay_s + payload_bytes / self.bytes_per_s
 
 
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """Where the parties of a run stand: a network namespace and an address for each, and the interface between them.
+
+    `namespaces` are names under /run/netns, empty for this process's own; `emulated` says what shapes the wire.
+    """
+
+    hosts: tuple[str, ...] = ("127.0.0.1", "127.0.0.1", "127.0.0.1")
+    interface: str = "lo"
+    namespaces: tuple[str, ...] = ()
+    profile: NetworkProfile | None = None
+
+
 def _profile(name: str, mbit_per_s: float, round_trip_ms: float, source: str) -> NetworkProfile:
     return NetworkProfile(name, round_trip_ms / 2000, mbit_per_s * _MBIT, source)
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-ProtocolSet = Literal["crypten"]
-Functions = Literal["documented", "released"]
+ProtocolSet = Literal["crypten", "tuned"]
+Functions = Literal["documented", "released", "max_free"]
 Dealer = Literal["tfp", "ttp"]
-Transport = Literal["gloo"]
+Transport = Literal["gloo", "direct"]
 Weights = Literal["private", "public"]
+Truncation = Literal["local", "dealer"]
+
+# What each protocol set can do, its default first.
+_FUNCTIONS = {"crypten": ("documented", "released"), "tuned": ("documented", "max_free")}
+_TRANSPORTS = {"crypten": ("gloo", "direct"), "tuned": ("direct",)}
 
 
 def _one_of(what: str, value: str, choices: Any) -> None:
@@ -21,9 +26,13 @@ def _one_of(what: str, value: str, choices: Any) -> None:
 class Scheme:
     """A secure protocol, fixed down to what its parties send.
 
-    `functions` is `documented` (CrypTen's protocols with our compositions where CrypTen has no function or a wrong
-    one, see docs/functions.md) or `released` (CrypTen 0.4.1 as it is). `dealer` is `tfp` (the first party deals:
-    for benchmarks only, it could read every secret) or `ttp` (a third process deals).
+    `name` is the protocol set: `crypten` (its released protocols) or `tuned` (ours, for two parties and a dealer over
+    `direct`; docs/security.md). `functions` is `documented` (for crypten: its protocols with our compositions where it
+    has no function or a wrong one, docs/functions.md), `released` (CrypTen 0.4.1 as it is) or `max_free` (tuned, with a
+    softmax that takes no maximum). `dealer` is `tfp` (the first party deals: for benchmarks only, it could read every
+    secret) or `ttp` (a third process deals). `transport` is `gloo`, or `direct`: one socket for each pair of parties.
+    `truncation` and `range_check` are choices of `tuned`: `dealer` truncation opens every product once more and cannot
+    wrap; a range check opens how many values lay outside the declared ranges.
     """
 
     name: ProtocolSet = "crypten"
@@ -33,6 +42,8 @@ class Scheme:
     transport: Transport = "gloo"
     weights: Weights = "private"
     precision_bits: int = 16
+    truncation: Truncation = "local"
+    range_check: bool = False
 
     ring_bits = 64
 
@@ -42,23 +53,47 @@ class Scheme:
         _one_of("dealer", self.dealer, Dealer)
         _one_of("transport", self.transport, Transport)
         _one_of("weights", self.weights, Weights)
+        _one_of("truncation", self.truncation, Truncation)
         if self.parties not in (2, 3):
             raise ValueError(f"parties must be 2 or 3, got {self.parties}")
+        self._check_protocol_set()
         if not 14 <= self.precision_bits <= 20:
             raise ValueError(
                 f"precision_bits must lie in 14..20, got {self.precision_bits}: a product needs twice as many"
             )
+
+    def _check_protocol_set(self) -> None:
+        for what, value, choices in (
+            ("functions", self.functions, _FUNCTIONS[self.name]),
+            ("transport", self.transport, _TRANSPORTS[self.name]),
+        ):
+            if value not in choices:
+                raise ValueError(f"scheme {self.name} has {what} {' or '.join(choices)}, not {value!r}")
+        if self.name == "tuned" and self.parties != 2:
+            raise ValueError(f"scheme tuned is for two parties and a dealer, not {self.parties}; use scheme crypten")
+        if self.name == "crypten" and (self.truncation != "local" or self.range_check):
+            raise ValueError("dealer truncation and range checks are options of scheme tuned, not of crypten")
+        if self.name == "crypten" and self.transport == "direct" and self.dealer == "ttp":
+            raise ValueError("scheme crypten has its third-party dealer over gloo only; use --transport gloo or TFP")
 
     @property
     def label(self) -> str:
         """One line for tables and figures: scheme, transport, dealer and what the dealer means."""
         dealer = "TFP: benchmark only" if self.dealer == "tfp" else "TTP"
         protocol = f"{self.name} ({self.functions} functions)"
-        return f"{protocol}, {self.parties} parties, {self.transport}, dealer {dealer}, weights {self.weights}"
+        options = ", dealer truncation" * (self.truncation == "dealer") + ", range check" * self.range_check
+        return f"{protocol}{options}, {self.parties} parties, {self.transport}, dealer {dealer}, weights {self.weights}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a record."""
         return asdict(self)
+
+
+def default_transport(name: str) -> Transport:
+    """The transport that a protocol set has where none is asked for; ValueError for an unknown set."""
+    _one_of("scheme", name, ProtocolSet)
+    transport: Transport = _TRANSPORTS[name][0]  # type: ignore[assignment]
+    return transport
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from mpc.fixed_point import encode
 from mpc.ledger import Ledger, MessageLog
 from mpc.reading import weight_tensors
 from mpc.scheme import Roles, Scheme
-from mpc.table import Row
+from mpc.table import Row, form_of
 from mpc.tensor import JOINS, Reading, SecureTensor, module_sites
 from mpc.trace import Operation, Trace
 
@@ -51,7 +51,7 @@ class SecureReading(Reading):
     def run_row(self, entry: Row, operation: Operation, args: Any, kwargs: Any) -> Shares:
         """Execute the row; a result of another shape than described is an error of the table."""
         with self.ledger.operation(operation.op, operation.site):
-            result = entry.secure(self.scheme, *_shares_of(args), **_shares_of(kwargs))
+            result = form_of(entry, self.scheme).secure(self.scheme, *_shares_of(args), **_shares_of(kwargs))
         if tuple(result.share.shape) != operation.output:
             raise RuntimeError(
                 f"row {entry.name} gave shape {tuple(result.share.shape)}, described as {operation.output}"

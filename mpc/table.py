@@ -23,16 +23,20 @@ Describe = Callable[..., Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One secure operation.
+class Form:
+    """A row under one protocol set: `secure` maps shares to shares, `sends` lists what that costs."""
 
-    `secure` maps shares to shares, `sends` lists what that costs, `describe` names attributes.
-    """
-
-    name: str
     secure: Secure
     sends: Sends
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One secure operation: its forms by protocol set; `describe` names attributes."""
+
+    name: str
     describe: Describe
+    forms: dict[str, Form]
 
 
 ROWS: dict[Any, Row] = {}
@@ -56,12 +60,36 @@ def row(name: str, *overloads: Any, sends: Sends, describe: Describe = _no_attri
     def register(secure: Secure) -> Secure:
         if name in _BY_NAME or any(overload in ROWS for overload in overloads):
             raise ValueError(f"operation {name!r} is in the table already")
-        entry = Row(name, secure, sends, describe)
+        entry = Row(name, describe, {"crypten": Form(secure, sends)})
         _BY_NAME[name] = entry
         ROWS.update(dict.fromkeys(overloads, entry))
         return secure
 
     return register
+
+
+def tuned(*names: str, sends: Sends) -> Callable[[Secure], Secure]:
+    """Register the decorated function as the form of rows `names` under the tuned scheme.
+
+    It is called as `secure(engine, operation, *args, **kwargs)` with ring tensors in place of secret tensors. Raises
+    ValueError for an unknown row and for one that has its form already.
+    """
+
+    def register(secure: Secure) -> Secure:
+        for name in names:
+            if name not in _BY_NAME or "tuned" in _BY_NAME[name].forms:
+                raise ValueError(f"row {name!r} is unknown, or tuned already")
+            _BY_NAME[name].forms["tuned"] = Form(secure, sends)
+        return secure
+
+    return register
+
+
+def form_of(entry: Row, scheme: Scheme) -> Form:
+    """The row's form under `scheme`; ValueError where that protocol set has none."""
+    if scheme.name not in entry.forms:
+        raise ValueError(f"operation {entry.name!r} has no form under scheme {scheme.name}; use scheme crypten")
+    return entry.forms[scheme.name]
 
 
 def composite(*overloads: Any) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:

@@ -13,7 +13,7 @@ from mpc.scheme import Scheme
 from mpc.traffic import Event, Traffic, tally
 
 Visibility = Literal["secret", "weight", "public"]
-Attribute = tuple[str, int | float | str | bool | tuple[int, ...]]
+Attribute = tuple[str, int | float | str | bool | tuple[int, ...] | tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,10 @@ class Operation:
     def __getitem__(self, attribute: str) -> Any:
         """The value of a named attribute; KeyError where the operation has none of that name."""
         return dict(self.attributes)[attribute]
+
+    def get(self, attribute: str, default: Any = None) -> Any:
+        """The value of a named attribute, `default` where the operation has none of that name."""
+        return dict(self.attributes).get(attribute, default)
 
     @property
     def elements(self) -> int:
@@ -105,11 +109,11 @@ def operation_traffic(operation: Operation, scheme: Scheme) -> Traffic:
 
 @lru_cache(maxsize=100_000)
 def _events(operation: Operation, scheme: Scheme) -> tuple[Event, ...]:
-    from mpc.table import row_named  # the table imports this module for its types
+    from mpc.table import form_of, row_named  # the table imports this module for its types
 
-    return tuple(row_named(operation.op).sends(scheme, operation))
+    return tuple(form_of(row_named(operation.op), scheme).sends(scheme, operation))
 
 
 @lru_cache(maxsize=100_000)
 def _traffic(operation: Operation, scheme: Scheme) -> Traffic:
-    return tally(_events(operation, scheme), scheme.parties)
+    return tally(_events(operation, scheme), scheme.parties, scheme.transport)

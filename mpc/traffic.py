@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from mpc.scheme import Transport
 
 WORD_BYTES = 8
 _GLOO_MAX_SEGMENT_BYTES = 1 << 20  # gloo's AllreduceOptions default
@@ -16,22 +18,29 @@ _GLOO_MAX_SEGMENT_BYTES = 1 << 20  # gloo's AllreduceOptions default
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One blocking collective: `payload_bytes` holds the size of each tensor in the call, all in flight together."""
+    """One blocking collective: `payload_bytes` holds the size of each tensor in the call, all in flight together.
+
+    `open` and `open_bits` are exchanges of the tuned scheme, of ring elements and of packed bits. A message of the
+    `setup` phase is sent once for fixed weights.
+    """
 
     collective: str
     payload_bytes: tuple[int, ...]
     root: int = 0
+    phase: Literal["setup", "online"] = "online"
 
 
 @dataclass(frozen=True, slots=True)
 class Correlation:
     """Dealer randomness that an operation uses up.
 
-    `dealer_bytes` is what a seed-compressing dealer sends to party 0.
+    `dealer_bytes` is what a seed-compressing dealer sends to party 0. Where `sizes` says all that is needed to deal it
+    (the tuned scheme), the dealer works ahead and streams; otherwise it is asked for each correlation.
     """
 
     kind: str
     dealer_bytes: int
+    sizes: tuple[Any, ...] = ()
 
 
 Event = Message | Correlation
@@ -102,23 +111,39 @@ def _add(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(x + y for x, y in zip(a, b, strict=True))
 
 
-def tally(events: Iterable[Event], parties: int) -> Traffic:
-    """The exact traffic of `events` among `parties`: messages are online, correlations offline."""
-    online = PhaseTraffic.zero(parties)
-    dealer_bytes = correlations = 0
+def tally(events: Iterable[Event], parties: int, transport: Transport = "gloo") -> Traffic:
+    """The exact traffic of `events` among `parties`: messages are setup or online, correlations offline."""
+    phases = {"setup": PhaseTraffic.zero(parties), "online": PhaseTraffic.zero(parties)}
+    dealer_bytes = asked = 0
     for event in events:
         if isinstance(event, Message):
-            online += message_traffic(event, parties)
+            phases[event.phase] += message_traffic(event, parties, transport)
         else:
             dealer_bytes += event.dealer_bytes
-            correlations += 1
+            asked += not event.sizes
     others = (0,) * (parties - 1)
-    offline = PhaseTraffic((correlations, *others), (dealer_bytes, *others), (correlations, *others))
-    return Traffic(PhaseTraffic.zero(parties), offline, online)
+    offline = PhaseTraffic((asked, *others), (dealer_bytes, *others), (asked, *others))
+    return Traffic(phases["setup"], offline, phases["online"])
 
 
-def message_traffic(message: Message, parties: int) -> PhaseTraffic:
-    """What each party sends, waits for and crosses for one message under gloo's algorithms (pytorch/gloo, ring)."""
+def message_traffic(message: Message, parties: int, transport: Transport = "gloo") -> PhaseTraffic:
+    """What each party sends, waits for and crosses for one message, by the transport's algorithm."""
+    return (_direct_traffic if transport == "direct" else _gloo_traffic)(message, parties)
+
+
+def _direct_traffic(message: Message, parties: int) -> PhaseTraffic:
+    """Every party hands its tensors to every other party that needs them: one hop."""
+    size = sum(message.payload_bytes)
+    if message.collective in ("all_reduce", "open", "open_bits"):
+        return PhaseTraffic((1,) * parties, (size * (parties - 1),) * parties, (1,) * parties)
+    if message.collective == "gather":
+        waits = tuple(int(party == message.root) for party in range(parties))
+        return PhaseTraffic(waits, tuple(0 if waits[party] else size for party in range(parties)), waits)
+    raise ValueError(f"no wire model for collective {message.collective!r} over direct")
+
+
+def _gloo_traffic(message: Message, parties: int) -> PhaseTraffic:
+    """gloo's ring algorithms (pytorch/gloo)."""
     everyone = range(parties)
     if message.collective == "all_reduce":
         sent = tuple(sum(_ring_sent(size, parties, rank) for size in message.payload_bytes) for rank in everyone)

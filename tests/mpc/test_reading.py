@@ -122,7 +122,7 @@ def test_networks_are_found_by_name_or_made_ad_hoc() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "tuned"}, "not available"),
+        ({"name": "tuned"}, "not available|has transport"),
         ({"parties": 4}, "2 or 3"),
         ({"transport": "carrier"}, "choose from: gloo"),
         ({"precision_bits": 40}, "14..20"),
