@@ -1,0 +1,253 @@
+/* A shaped link between network namespaces: a TAP device in each, and from each to each a FIFO queue.
+ *
+ * A frame waits until the frames before it in its direction have left (length / rate, headers included), then travels
+ * for the one-way delay. No frame is lost or reordered; one that finds its queue full is dropped and counted.
+ *
+ * usage: delay_link PARENT_PID DELAY_NS BYTES_PER_S INTERFACE NAMESPACE NAMESPACE [NAMESPACE]
+ *
+ * BYTES_PER_S 0 is a link without a rate. The device of the namespace with index i must have a hardware address that
+ * ends in i: frames are switched by that byte, and nothing is broadcast. Prints "ready" once the devices exist. Ends at
+ * SIGTERM, which the kernel also sends when the parent dies, however it dies: removes the namespaces' names and then
+ * prints how many frames were dropped.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/if.h>
+#include <linux/if_tun.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    MAX_PARTIES = 3,
+    MAX_FRAME_BYTES = 16384,   /* more than the 9014 bytes of a frame at MTU 9000 */
+    QUEUE_FRAMES = 1 << 16,    /* 590 MB of full frames: 18 times the largest TCP buffer below */
+    READS_AT_ONCE = 256,       /* frames taken from one device before those that are due are delivered */
+    LAST_ADDRESS_BYTE = 5,     /* of the destination, which an Ethernet frame begins with */
+};
+
+static const uint64_t NS_PER_S = 1000000000;
+static const uint64_t MAX_LATE_NS = 100000; /* more is another program's doing, and no reason to stay awake */
+
+struct frame {
+    uint64_t due_ns;
+    size_t bytes;
+    unsigned char data[];
+};
+
+/* One direction between two parties. Indices only grow; their place in the ring is the remainder. */
+struct queue {
+    struct frame *ring[QUEUE_FRAMES];
+    uint64_t first, end;
+    uint64_t busy_until_ns; /* when the last bit of the last frame has left the sender */
+};
+
+struct link {
+    int parties;
+    int devices[MAX_PARTIES];
+    uint64_t delay_ns;
+    double bytes_per_s;
+    struct queue *queues[MAX_PARTIES][MAX_PARTIES]; /* [from][to] */
+    uint64_t dropped;
+    uint64_t late_ns; /* how much later than asked a sleep ends: running mean */
+};
+
+/* Settings of each namespace. The first receive window holds ten jumbo frames; the largest buffer is 33 MB, 3 Gbit/s for
+ * 80 ms. Reno is in every kernel and allowed in every namespace, and without loss it is slow start and nothing else. */
+static const char *const SETTINGS[][2] = {
+    {"/proc/sys/net/ipv4/tcp_rmem", "4096 1048576 33554432"},
+    {"/proc/sys/net/ipv4/tcp_wmem", "4096 1048576 33554432"},
+    {"/proc/sys/net/ipv4/tcp_congestion_control", "reno"},
+    {"/proc/sys/net/ipv4/tcp_no_metrics_save", "1"},      /* a connection learns nothing from those before it */
+    {"/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"},    /* its announcements would share the link */
+};
+
+static volatile sig_atomic_t ended = 0;
+
+static void end(int signal_number) {
+    (void)signal_number;
+    ended = 1;
+}
+
+static void fail(const char *what, const char *name) {
+    fprintf(stderr, "%s %s: %s\n", what, name, strerror(errno));
+    exit(1);
+}
+
+static uint64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
+}
+
+static void path_of(char *path, size_t bytes, const char *name) {
+    snprintf(path, bytes, "/run/netns/%s", name);
+}
+
+static void enter(const char *name) {
+    char path[256];
+    path_of(path, sizeof path, name);
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0 || setns(file, CLONE_NEWNET) != 0) fail("cannot enter network namespace", name);
+    close(file);
+}
+
+static void apply_settings(void) {
+    for (size_t i = 0; i < sizeof SETTINGS / sizeof *SETTINGS; i++) {
+        int file = open(SETTINGS[i][0], O_WRONLY | O_CLOEXEC);
+        if (file < 0 && errno == ENOENT) continue; /* a kernel without IPv6 */
+        if (file < 0 || write(file, SETTINGS[i][1], strlen(SETTINGS[i][1])) < 0) fail("cannot set", SETTINGS[i][0]);
+        close(file);
+    }
+}
+
+/* A new TAP device in the current namespace; it vanishes with this process. */
+static int new_device(const char *name) {
+    int device = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
+    if (device < 0) fail("cannot open", "/dev/net/tun");
+    struct ifreq request = {.ifr_flags = IFF_TAP | IFF_NO_PI};
+    snprintf(request.ifr_name, sizeof request.ifr_name, "%s", name);
+    if (ioctl(device, TUNSETIFF, &request) != 0) fail("cannot create TAP device", name);
+    return device;
+}
+
+static void remove_names(int count, char *const *names) {
+    char path[256];
+    for (int i = 0; i < count; i++) {
+        path_of(path, sizeof path, names[i]);
+        umount2(path, MNT_DETACH);
+        unlink(path);
+    }
+}
+
+static void enqueue(struct link *link, int from, const unsigned char *data, size_t bytes) {
+    int to = data[LAST_ADDRESS_BYTE];
+    if (data[0] & 1 || to >= link->parties || to == from) return; /* multicast: nobody listens */
+    struct queue *queue = link->queues[from][to];
+    struct frame *frame = queue->end - queue->first < QUEUE_FRAMES ? malloc(sizeof *frame + bytes) : NULL;
+    if (frame == NULL) {
+        link->dropped++;
+        return;
+    }
+    uint64_t now = now_ns();
+    uint64_t starts_ns = queue->busy_until_ns > now ? queue->busy_until_ns : now;
+    uint64_t sending_ns = link->bytes_per_s > 0 ? (uint64_t)((double)bytes / link->bytes_per_s * 1e9) : 0;
+    queue->busy_until_ns = starts_ns + sending_ns;
+    frame->due_ns = queue->busy_until_ns + link->delay_ns;
+    frame->bytes = bytes;
+    memcpy(frame->data, data, bytes);
+    queue->ring[queue->end++ % QUEUE_FRAMES] = frame;
+}
+
+static void take_frames(struct link *link, int from) {
+    unsigned char data[MAX_FRAME_BYTES];
+    for (int i = 0; i < READS_AT_ONCE; i++) {
+        ssize_t bytes = read(link->devices[from], data, sizeof data);
+        if (bytes <= LAST_ADDRESS_BYTE) return;
+        enqueue(link, from, data, (size_t)bytes);
+    }
+}
+
+/* Hands over the frames that are due; returns when the next one is, UINT64_MAX for an empty queue. */
+static uint64_t deliver(struct link *link, struct queue *queue, int device) {
+    uint64_t now = now_ns();
+    for (; queue->first < queue->end; queue->first++) {
+        struct frame *frame = queue->ring[queue->first % QUEUE_FRAMES];
+        if (frame->due_ns > now) return frame->due_ns;
+        if (write(device, frame->data, frame->bytes) != (ssize_t)frame->bytes) link->dropped++;
+        free(frame);
+    }
+    return UINT64_MAX;
+}
+
+static uint64_t deliver_all(struct link *link) {
+    uint64_t next_ns = UINT64_MAX;
+    for (int from = 0; from < link->parties; from++) {
+        for (int to = 0; to < link->parties; to++) {
+            if (from == to) continue;
+            uint64_t due_ns = deliver(link, link->queues[from][to], link->devices[to]);
+            if (due_ns < next_ns) next_ns = due_ns;
+        }
+    }
+    return next_ns;
+}
+
+/* Waits for a frame from a party, for `next_ns` or for a signal. A processor at rest wakes late: the sleep is shorter by
+ * as much as the sleeps before it were late, and the rest of the time is spent awake. */
+static void wait_until(struct link *link, uint64_t next_ns, const sigset_t *while_waiting) {
+    struct pollfd polled[MAX_PARTIES];
+    for (int i = 0; i < link->parties; i++) polled[i] = (struct pollfd){.fd = link->devices[i], .events = POLLIN};
+    uint64_t now = now_ns(), left_ns = next_ns > now ? next_ns - now : 0;
+    uint64_t sleep_ns = left_ns > link->late_ns ? left_ns - link->late_ns : 0;
+    struct timespec sleep = {.tv_sec = (time_t)(sleep_ns / NS_PER_S), .tv_nsec = (long)(sleep_ns % NS_PER_S)};
+    if (ppoll(polled, (nfds_t)link->parties, next_ns == UINT64_MAX ? NULL : &sleep, while_waiting) != 0) return;
+    uint64_t late_ns = now_ns() - now - sleep_ns;
+    if (sleep_ns > 0) link->late_ns = (7 * link->late_ns + (late_ns < MAX_LATE_NS ? late_ns : MAX_LATE_NS)) / 8;
+    while (now_ns() < next_ns) continue;
+}
+
+static void open_link(struct link *link, const char *interface, char *const *names) {
+    for (int i = 0; i < link->parties; i++) {
+        enter(names[i]);
+        apply_settings();
+        link->devices[i] = new_device(interface);
+        for (int to = 0; to < link->parties; to++) {
+            if (to != i && (link->queues[i][to] = calloc(1, sizeof(struct queue))) == NULL) fail("cannot", "allocate");
+        }
+    }
+}
+
+/* SIGTERM ends the waiting only, so that none is missed between the test of `ended` and the next wait. */
+static sigset_t end_with_parent(pid_t parent) {
+    sigset_t while_waiting, terminate;
+    sigemptyset(&while_waiting);
+    sigemptyset(&terminate);
+    sigaddset(&terminate, SIGTERM);
+    sigprocmask(SIG_SETMASK, &terminate, NULL);
+    sigaction(SIGTERM, &(struct sigaction){.sa_handler = end}, NULL);
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (getppid() != parent) ended = 1; /* it died before the line above */
+    return while_waiting;
+}
+
+/* As on a real network, no computation of the parties holds up a frame; without the right to that, it may. */
+static void be_prompt(void) {
+    prctl(PR_SET_TIMERSLACK, 1000);
+    sched_setscheduler(0, SCHED_RR, &(struct sched_param){.sched_priority = 1});
+}
+
+int main(int count, char **arguments) {
+    if (count < 7 || count > 5 + MAX_PARTIES) {
+        fputs("usage: delay_link PARENT_PID DELAY_NS BYTES_PER_S INTERFACE NAMESPACE NAMESPACE [NAMESPACE]\n", stderr);
+        return 2;
+    }
+    struct link link = {
+        .parties = count - 5,
+        .delay_ns = strtoull(arguments[2], NULL, 10),
+        .bytes_per_s = strtod(arguments[3], NULL),
+    };
+    char *const *names = arguments + 5;
+    sigset_t while_waiting = end_with_parent((pid_t)strtol(arguments[1], NULL, 10));
+    be_prompt();
+    open_link(&link, arguments[4], names);
+    puts("ready");
+    fflush(stdout);
+    while (!ended) {
+        for (int from = 0; from < link.parties; from++) take_frames(&link, from);
+        wait_until(&link, deliver_all(&link), &while_waiting);
+    }
+    remove_names(link.parties, names);
+    printf("dropped %" PRIu64 "\n", link.dropped);
+    return 0;
+}

@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import ctypes
+import itertools
+import multiprocessing
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import shaped_link as module
+from bench.shaped_link import MTU_BYTES, PAYLOAD_SHARE, shaped_link, why_not
+from mpc.network import LOOPBACK, NetworkProfile, Wire, network
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NAMESPACES = Path("/run/netns")
+PORT = 5000
+TRIES = 3  # other programs may take the processor from a measurement, and can only make it slower
+LACKING = why_not()
+
+needs_link = pytest.mark.skipif(LACKING is not None, reason=LACKING or "")
+
+# Holds a link until it is ended; says where it stands, and that it left in order.
+HOLDS_A_LINK = """
+import sys, time
+from bench.shaped_link import shaped_link
+from mpc.network import network
+try:
+    with shaped_link(network("cheetah-wan")) as wire:
+        print(*wire.namespaces, flush=True)
+        if "--fail" in sys.argv:
+            raise ArithmeticError("the run gives up")
+        time.sleep(60)
+finally:
+    print("left", flush=True)
+"""
+
+
+def link_of(rate_mbit: float, round_trip_ms: float) -> NetworkProfile:
+    return network(f"{rate_mbit}mbit/{round_trip_ms}ms")
+
+
+def enter(namespace: str) -> None:
+    with (NAMESPACES / namespace).open() as file:
+        assert ctypes.CDLL(None).setns(file.fileno(), 0x40000000) == 0
+
+
+def serve(namespace: str, host: str, pipe: Connection) -> None:
+    """Echoes single bytes, or takes in as many bytes as it is told and says that they arrived."""
+    enter(namespace)
+    with socket.create_server((host, PORT)) as listener:
+        pipe.send(None)
+        connection, _ = listener.accept()
+        with connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            expected, taken, block = int.from_bytes(connection.recv(8), "big"), 0, bytearray(1 << 20)
+            while taken < expected:
+                taken += connection.recv_into(block)
+            connection.sendall(b"!")
+            while byte := connection.recv(1):
+                connection.sendall(byte)
+
+
+def connect(host: str, payload_bytes: int) -> tuple[socket.socket, float]:
+    """A connection over which `payload_bytes` were sent, and the seconds until the other side said so."""
+    connection = socket.create_connection((host, PORT))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    payload = bytes(payload_bytes)
+    start_s = time.monotonic()
+    connection.sendall(payload_bytes.to_bytes(8, "big") + payload)
+    connection.recv(1)
+    return connection, time.monotonic() - start_s
+
+
+def round_trips(namespace: str, host: str, pipe: Connection, times: int) -> None:
+    enter(namespace)
+    connection, _ = connect(host, 1)
+    with connection:
+        seconds = []
+        for _ in range(times):
+            start_s = time.monotonic()
+            connection.sendall(b"?")
+            connection.recv(1)
+            seconds.append(time.monotonic() - start_s)
+    pipe.send(seconds)
+
+
+def transfer(namespace: str, host: str, pipe: Connection, payload_bytes: int) -> None:
+    enter(namespace)
+    connection, seconds = connect(host, payload_bytes)
+    connection.close()
+    pipe.send(seconds)
+
+
+def between(wire: Wire, client: Any, argument: int, pair: tuple[int, int] = (0, 1)) -> Any:
+    """What `client` reports from the first party of the pair, with a server at the second."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    host = wire.hosts[pair[1]]
+    server = context.Process(target=serve, args=(wire.namespaces[pair[1]], host, theirs), daemon=True)
+    visitor = context.Process(target=client, args=(wire.namespaces[pair[0]], host, theirs, argument), daemon=True)
+    try:
+        server.start()
+        assert ours.poll(30), "the server did not start"
+        ours.recv()
+        visitor.start()
+        assert ours.poll(60), "no answer over the link"
+        return ours.recv()
+    finally:
+        for process in (server, visitor):
+            if process.pid is not None:
+                process.kill()
+                process.join()
+        ours.close()
+        theirs.close()
+
+
+def link_programs(namespace: str) -> list[int]:
+    """Running link programs that were started for this namespace."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            command = (folder / "cmdline").read_bytes().decode()
+        except OSError:  # no process, or gone by now
+            continue
+        if "delay_link-" in command.split("\0")[0] and namespace in command.split("\0"):
+            found.append(int(folder.name))
+    return found
+
+
+def nothing_left(namespaces: list[str], within_s: float = 5.0) -> bool:
+    until_s = time.monotonic() + within_s
+    while time.monotonic() < until_s:
+        if not any((NAMESPACES / name).exists() or link_programs(name) for name in namespaces):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def holder(*arguments: str) -> tuple[subprocess.Popen[str], list[str]]:
+    """A process of its own that holds a link, and the namespaces of that link."""
+    command = [sys.executable, "-c", HOLDS_A_LINK, *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, process.stdout.readline().split()
+
+
+def test_other_numbers_of_parties_are_refused() -> None:
+    with pytest.raises(ValueError, match="joins 2 or 3 parties, not 4"), shaped_link(LOOPBACK, parties=4):
+        pass
+
+
+def test_payload_share_is_what_headers_leave_of_a_frame() -> None:
+    ethernet_bytes, ip_bytes, tcp_bytes = 14, 20, 20 + 12
+    assert MTU_BYTES - ip_bytes - tcp_bytes == pytest.approx(PAYLOAD_SHARE * (MTU_BYTES + ethernet_bytes))
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        (("_missing_capabilities", lambda: "CAP_NET_ADMIN"), "needs root .*CAP_NET_ADMIN.* sudo"),
+        (("_TUN", Path("/dev/net/absent")), "/dev/net/absent .*No such file.* modprobe tun"),
+        (("_find", lambda command: None if command == "ip" else command), "command ip: install .*iproute2"),
+        (("_find", lambda command: None if command == "cc" else command), "compiler cc.*: install .*gcc"),
+        (("_find", lambda _: "false"), "cannot be built: cc failed"),
+    ],
+    ids=["rights", "tun", "ip", "cc", "compile"],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="names what Linux lacks")
+def test_what_a_machine_lacks_is_one_line_with_advice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: tuple[str, Any], advice: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(module, "_missing_capabilities", lambda: "")
+    monkeypatch.setattr(module, "_TUN", Path(os.devnull))
+    monkeypatch.setattr(module, "_find", lambda command: command)
+    monkeypatch.setattr(module, *change)
+    with pytest.raises(RuntimeError, match=advice) as refusal, shaped_link(LOOPBACK):
+        pass
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.skipif(module._find("cc") is None, reason="no C compiler")
+def test_the_program_is_compiled_once_for_each_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    program = module._program()
+    made_ns = program.stat().st_mtime_ns
+    assert module._program() == program and program.stat().st_mtime_ns == made_ns
+    changed = tmp_path / "changed.c"
+    changed.write_bytes(module._SOURCE.read_bytes() + b"\n")
+    monkeypatch.setattr(module, "_SOURCE", changed)
+    assert module._program() != program
+    assert len(list((tmp_path / "mpc-pareto").iterdir())) == 2
+
+
+@pytest.mark.skipif(module._find("cc") is None, reason="no C compiler")
+def test_the_source_compiles_without_a_warning(tmp_path: Path) -> None:
+    strict = ["cc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-o", str(tmp_path / "program")]
+    done = subprocess.run([*strict, str(module._SOURCE)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parties
+@needs_link
+@pytest.mark.parametrize("delay_ms", [0.25, 5, 20])
+def test_round_trips_take_two_delays(delay_ms: float) -> None:
+    with shaped_link(link_of(400, 2 * delay_ms)) as wire:
+        runs = (between(wire, round_trips, 50 if delay_ms > 1 else 500) for _ in range(TRIES))
+        expected_s = 2 * delay_ms / 1000
+        medians = []
+        for seconds in runs:
+            assert min(seconds) >= expected_s
+            medians.append(statistics.median(seconds))
+            if medians[-1] <= 1.03 * expected_s + 0.15e-3:
+                return
+    pytest.fail(f"medians of {medians} s, expected {expected_s} s")
+
+
+@pytest.mark.parties
+@needs_link
+@pytest.mark.parametrize("rate_mbit", [100, 400])
+def test_a_transfer_has_the_rate_less_headers(rate_mbit: float) -> None:
+    payload_bytes = 20_000_000
+    with shaped_link(link_of(rate_mbit, 0.5)) as wire:
+        rates = (payload_bytes * 8e-6 / between(wire, transfer, payload_bytes) for _ in range(TRIES))
+        assert any(rate == pytest.approx(rate_mbit * PAYLOAD_SHARE, rel=0.05) for rate in rates)
+
+
+@pytest.mark.parties
+@needs_link
+def test_a_link_without_traffic_takes_no_processor_time() -> None:
+    with shaped_link(link_of(400, 40)) as wire:
+        stat = Path(f"/proc/{link_programs(wire.namespaces[0])[0]}/stat")
+        before = stat.read_text().split()[13:15]
+        time.sleep(0.5)
+        assert stat.read_text().split()[13:15] == before
+
+
+@pytest.mark.parties
+@needs_link
+def test_three_parties_have_a_link_between_each_two() -> None:
+    with shaped_link(link_of(400, 10), parties=3) as wire:
+        assert len(set(wire.hosts)) == len(set(wire.namespaces)) == 3
+        for pair in itertools.combinations(range(3), 2):
+            assert 10e-3 <= statistics.median(between(wire, round_trips, 10, pair)) < 11e-3
+
+
+@pytest.mark.parties
+@needs_link
+def test_links_stand_side_by_side_and_each_takes_only_its_own_away() -> None:
+    with shaped_link(link_of(400, 10)) as outer:
+        with shaped_link(link_of(400, 2)) as inner:
+            assert not set(outer.namespaces) & set(inner.namespaces)
+        assert nothing_left(list(inner.namespaces), within_s=0.1)
+        assert all((NAMESPACES / name).exists() and link_programs(name) for name in outer.namespaces)
+    assert nothing_left(list(outer.namespaces), within_s=0.1)
+
+
+@pytest.mark.parties
+@needs_link
+def test_a_link_that_ends_early_fails_the_run() -> None:
+    with pytest.raises(RuntimeError, match="ended before the run did"), shaped_link(link_of(400, 10)) as wire:
+        os.kill(link_programs(wire.namespaces[0])[0], signal.SIGKILL)
+        time.sleep(0.2)
+    assert nothing_left(list(wire.namespaces), within_s=0.1)
+
+
+@pytest.mark.parties
+@needs_link
+def test_a_failed_set_up_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module._Link, "_configuration", lambda *_: "addr add nonsense dev tap0\n")
+    with pytest.raises(RuntimeError, match=r"setting up the shaped link failed: .*nonsense"), shaped_link(LOOPBACK):
+        pass
+    number = next(module._numbers) - 1
+    assert nothing_left([f"mpc-pareto-{os.getpid()}-{number}-{party}" for party in range(2)], within_s=0.1)
+
+
+@pytest.mark.parties
+@needs_link
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_ends_the_block_in_order(number: signal.Signals, exit_code: int) -> None:
+    process, namespaces = holder()
+    assert len(namespaces) == 2 and link_programs(namespaces[0])
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=10)
+    assert (process.returncode, said) == (exit_code, "left\n")
+    assert nothing_left(namespaces, within_s=0.1)
+
+
+@pytest.mark.parties
+@needs_link
+def test_an_exception_passes_through_and_nothing_is_left() -> None:
+    process, namespaces = holder("--fail")
+    assert "ArithmeticError: the run gives up" in process.communicate(timeout=10)[1]
+    assert len(namespaces) == 2 and nothing_left(namespaces, within_s=0.1)
+
+
+@pytest.mark.parties
+@needs_link
+def test_nothing_is_left_of_a_killed_process() -> None:
+    process, namespaces = holder()
+    process.kill()
+    process.communicate(timeout=10)
+    assert len(namespaces) == 2 and nothing_left(namespaces)
+
+
+@pytest.mark.parties
+@needs_link
+def test_the_next_link_removes_what_the_dead_left_and_nothing_else() -> None:
+    process, namespaces = holder()
+    other, living = holder()
+    program = link_programs(namespaces[0])[0]
+    try:
+        os.kill(program, signal.SIGKILL)
+        process.kill()
+        process.communicate(timeout=10)
+        assert all((NAMESPACES / name).exists() for name in namespaces)
+        with shaped_link(LOOPBACK):
+            assert nothing_left(namespaces, within_s=0.1)
+            assert all((NAMESPACES / name).exists() and link_programs(name) for name in living)
+    finally:
+        other.terminate()
+        other.communicate(timeout=10)
+    assert nothing_left(living, within_s=0.1)
