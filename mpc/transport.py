@@ -1,0 +1,272 @@
+"""The `direct` transport: one duplex TCP socket for each pair of processes, both directions in flight at once.
+
+A message is a fixed header and its payload. The header holds what the receiver already expects (sequence number, tag,
+length): parties that fell out of step stop at once with a clear line, and nothing that arrives is ever interpreted.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+import socket
+import ssl
+import struct
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
+from zlib import crc32
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Readable
+    from _typeshed import WriteableBuffer as Writable
+    from numpy.typing import NDArray
+
+    # Before Python 3.12 no array says in its type that it is a buffer.
+    ReadableBuffer = Readable | NDArray[Any]
+    WriteableBuffer = Writable | NDArray[Any]
+
+_HEADER = struct.Struct("<IIQQ")  # magic, tag, sequence number, payload bytes
+_MAGIC = 0x4D50434C
+HEADER_BYTES = _HEADER.size
+_TLS_PIECE_BYTES = 64 << 10  # OpenSSL wants a blocked write repeated whole, so a write is never long
+
+
+class TransportError(RuntimeError):
+    """A link failed or its peer fell out of step; the message names the peer."""
+
+
+class PeerClosedError(TransportError):
+    """The peer has closed the link, or its process is gone."""
+
+
+@lru_cache(maxsize=4096)
+def tag_of(operation: str, *shapes: tuple[int, ...]) -> int:
+    """What the header of a message says of its content: CRC-32 of an operation's name and its shapes."""
+    return crc32(repr((operation, *map(tuple, shapes))).encode())
+
+
+class Link:
+    """One end of a connected stream socket, plain or TLS, to process number `peer`.
+
+    Every wait for the peer ends after `deadline_s` without progress. After an error the link is of no use. The counters
+    hold what the socket took: `payload_bytes_sent` without headers, `messages_sent` those written whole.
+    """
+
+    def __init__(self, connected: socket.socket, peer: int, deadline_s: float = 3600.0) -> None:
+        connected.setblocking(False)
+        self.peer = peer
+        self.deadline_s = deadline_s
+        self.payload_bytes_sent = 0
+        self.messages_sent = 0
+        self.messages_received = 0
+        self._socket = connected
+        self._tls = isinstance(connected, ssl.SSLSocket)
+
+    def exchange(self, outgoing: ReadableBuffer, incoming: WriteableBuffer, tag: int) -> None:
+        """Send one message and receive one, both C-contiguous, in one hop whatever their sizes."""
+        _complete([_Outgoing(self, outgoing, tag), _Incoming(self, incoming, tag)])
+
+    def send(self, payload: ReadableBuffer, tag: int) -> None:
+        """Send one message; returns when the socket has taken it all."""
+        _complete([_Outgoing(self, payload, tag)])
+
+    def receive_into(self, buffer: WriteableBuffer, tag: int) -> None:
+        """Receive one message of exactly the length of `buffer`."""
+        _complete([_Incoming(self, buffer, tag)])
+
+    def receive(self, tag: int, limit_bytes: int) -> bytearray:
+        """Receive one message of unknown length; TransportError, and nothing allocated, beyond `limit_bytes`."""
+        announced = _Incoming(self, None, tag)
+        announced.limit_bytes = limit_bytes
+        _complete([announced])
+        return announced.payload
+
+    def fileno(self) -> int:
+        """The socket's descriptor, for select."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """End the link; the peer sees PeerClosedError."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, parts: list[memoryview]) -> int:
+        """Hand bytes to the socket without waiting; how many it took."""
+        if self._tls:
+            whole = len(parts) == 1 or sum(map(len, parts)) > _TLS_PIECE_BYTES
+            return self._socket.send(parts[0][:_TLS_PIECE_BYTES] if whole else b"".join(parts))
+        return self._socket.sendmsg(parts)
+
+    def read(self, parts: list[memoryview]) -> int:
+        """Take bytes that have arrived, without waiting; how many."""
+        count = self._socket.recv_into(parts[0]) if self._tls else self._socket.recvmsg_into(parts)[0]
+        if not count:
+            raise PeerClosedError(f"party {self.peer} closed its connection")
+        return count
+
+    def lost(self, error: OSError) -> NoReturn:
+        """Name the peer of a failed socket."""
+        if isinstance(error, ConnectionError | ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            raise PeerClosedError(f"party {self.peer} closed its connection ({error})") from error
+        raise TransportError(f"the connection to party {self.peer} failed: {error}") from error
+
+
+class _Transfer:
+    """A message on its way: `parts` is what is left of it, `wants` what to wait for."""
+
+    __slots__ = ("link", "parts", "wants")
+
+    def __init__(self, link: Link, wants: int) -> None:
+        self.link = link
+        self.parts: list[memoryview] = []
+        self.wants = wants
+
+    def move(self) -> int:
+        """Move some bytes without waiting; how many."""
+        raise NotImplementedError
+
+    def step(self) -> bool:
+        """Move what can be moved now; whether anything was."""
+        try:
+            count = self.move()
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as blocked:
+            if isinstance(blocked, ssl.SSLError):
+                self.wants = select.POLLIN if isinstance(blocked, ssl.SSLWantReadError) else select.POLLOUT
+            return False
+        except OSError as error:
+            self.link.lost(error)
+        parts = self.parts
+        while parts and count >= len(parts[0]):
+            count -= len(parts.pop(0))
+        if count:
+            parts[0] = parts[0][count:]
+        return True
+
+
+class _Outgoing(_Transfer):
+    __slots__ = ("header_left",)
+
+    def __init__(self, link: Link, payload: ReadableBuffer, tag: int) -> None:
+        super().__init__(link, select.POLLOUT)
+        view = _flat(payload)
+        self.parts = [memoryview(_HEADER.pack(_MAGIC, tag, link.messages_sent, len(view)))]
+        if len(view):
+            self.parts.append(view)
+        self.header_left = HEADER_BYTES
+
+    def move(self) -> int:
+        """Write; count what the socket took beyond the header."""
+        count = self.link.write(self.parts)
+        of_header = min(count, self.header_left)
+        self.header_left -= of_header
+        self.link.payload_bytes_sent += count - of_header
+        return count
+
+    def step(self) -> bool:
+        """Move what can be moved now; a message written whole is counted."""
+        moved = super().step()
+        self.link.messages_sent += not self.parts
+        return moved
+
+
+class _Incoming(_Transfer):
+    """`payload` is allocated once the header has announced no more than `limit_bytes`, where no buffer was given."""
+
+    __slots__ = ("header", "header_left", "length_bytes", "limit_bytes", "payload", "tag")
+
+    def __init__(self, link: Link, buffer: WriteableBuffer | None, tag: int) -> None:
+        super().__init__(link, select.POLLIN)
+        self.tag = tag
+        self.header = bytearray(HEADER_BYTES)
+        self.header_left = HEADER_BYTES
+        self.limit_bytes = 0
+        self.payload = bytearray()
+        self.parts = [memoryview(self.header)]
+        self.length_bytes: int | None = None
+        if buffer is not None:
+            view = _flat(buffer)
+            if view.readonly:
+                raise ValueError("a message is received into a writable buffer; this one is read-only")
+            self.length_bytes = len(view)
+            if len(view):
+                self.parts.append(view)
+
+    def move(self) -> int:
+        """Read; a header that has arrived whole is checked before anything more is waited for."""
+        count = self.link.read(self.parts)
+        if self.header_left:
+            self.header_left -= min(count, self.header_left)
+            if not self.header_left:
+                self._check()
+        return count
+
+    def _check(self) -> None:
+        link = self.link
+        magic, tag, sequence, length_bytes = _HEADER.unpack(self.header)
+        if magic != _MAGIC:
+            raise TransportError(f"party {link.peer} sent something that is no message of this protocol")
+        known = self.length_bytes is not None
+        fits = length_bytes == self.length_bytes if known else length_bytes <= self.limit_bytes
+        if (sequence, tag) != (link.messages_received, self.tag) or not fits:
+            size = f"{self.length_bytes} bytes" if known else f"at most {self.limit_bytes} bytes"
+            raise TransportError(
+                f"party {link.peer} is out of step: expected message {link.messages_received} with tag "
+                f"{self.tag:#010x} and {size}, got message {sequence} with tag {tag:#010x} and {length_bytes} bytes"
+            )
+        link.messages_received += 1
+        if not known and length_bytes:
+            self.payload = bytearray(length_bytes)
+            self.parts.append(memoryview(self.payload))
+
+
+def exchange_all(messages: Iterable[tuple[Link, ReadableBuffer | None, WriteableBuffer | None]], tag: int) -> None:
+    """Send and receive over several links at once, at most one message each way: one hop in all.
+
+    Each entry is a link, what to send over it and where to receive; None for nothing.
+    """
+    transfers: list[_Transfer] = []
+    for link, outgoing, incoming in messages:
+        if outgoing is not None:
+            transfers.append(_Outgoing(link, outgoing, tag))
+        if incoming is not None:
+            transfers.append(_Incoming(link, incoming, tag))
+    _complete(transfers)
+
+
+def _complete(transfers: list[_Transfer]) -> None:
+    """Run all transfers to their ends, waiting only when none of them can move."""
+    while transfers:
+        moved = False
+        for transfer in transfers:
+            moved |= transfer.step()
+        if not moved:
+            _wait(transfers)
+        transfers = [transfer for transfer in transfers if transfer.parts]
+
+
+def _wait(transfers: Sequence[_Transfer]) -> None:
+    """Sleep until a socket is ready for one of `transfers`."""
+    wants: dict[int, int] = {}
+    for transfer in transfers:
+        descriptor = transfer.link.fileno()
+        wants[descriptor] = wants.get(descriptor, 0) | transfer.wants
+    poller = select.poll()
+    for descriptor, events in wants.items():
+        poller.register(descriptor, events)
+    deadline_s = min(transfer.link.deadline_s for transfer in transfers)
+    if not poller.poll(None if math.isinf(deadline_s) else deadline_s * 1000):
+        peers = ", ".join(sorted({str(transfer.link.peer) for transfer in transfers}))
+        raise TransportError(f"party {peers} was silent for {deadline_s:g} s")
+
+
+def _flat(buffer: ReadableBuffer) -> memoryview:
+    """The bytes of a C-contiguous buffer, not copied."""
+    view = memoryview(cast("Readable", buffer))
+    if not view.c_contiguous:
+        raise ValueError("a message is a C-contiguous buffer; make this one contiguous first")
+    return view.cast("B") if view.nbytes else memoryview(bytearray())
