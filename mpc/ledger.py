@@ -1,4 +1,4 @@
-"""What a party really sends: every collective is recorded where its tensors are handed to torch.distributed.
+"""What a party really sends: every message is recorded where its tensors are handed to torch.distributed or to a link.
 
 The ledger never asks a row of the table what an operation should cost. It sees tensors on their way to the wire, counts
 their bytes, times the call, and notes which operation of which module was running.
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -128,8 +128,8 @@ class Ledger:
             self.op, self.site = before
 
     @contextmanager
-    def message(self, collective: str, root: int = 0) -> Iterator[None]:
-        """One call of the communicator: the tensors that reach torch.distributed inside are its payload."""
+    def message(self, collective: str, root: int = 0, phase: Literal["setup", "online"] = "online") -> Iterator[None]:
+        """One call of the communicator: what reaches torch.distributed or a link inside is its payload."""
         if not self.recording:
             yield
             return
@@ -140,7 +140,7 @@ class Ledger:
         finally:
             end_s = time.perf_counter()
             compute_s = start_s - self._last_end_s - self._since_message_dealer_s
-            event = Message(collective, tuple(self._open), root)
+            event = Message(collective, tuple(self._open), root, phase)
             self._append(event, 0.0 if self._dealer_depth else compute_s, end_s - start_s)
             if not self._dealer_depth:
                 self._last_end_s, self._since_message_dealer_s = end_s, 0.0
@@ -161,7 +161,7 @@ class Ledger:
                 self._since_message_dealer_s += elapsed_s
 
     def payload(self, size_bytes: int) -> None:
-        """A tensor of this size was handed to torch.distributed."""
+        """A tensor of this size was handed to torch.distributed, or to a link."""
         if self._open is not None:
             self._open.append(size_bytes)
         elif self.recording and not self._dealer_depth:
@@ -171,6 +171,11 @@ class Ledger:
         """The provider handed out a correlation whose correction for party 0 has this size."""
         if self.recording:
             self.entries.append(LogEntry(self.op, self.site, Correlation(kind, dealer_bytes), 0.0, 0.0))
+
+    def dealt(self, correlation: Correlation) -> None:
+        """A correlation was dealt ahead of its use."""
+        if self.recording:
+            self.entries.append(LogEntry(self.op, self.site, correlation, 0.0, 0.0))
 
     def _append(self, event: Event, compute_s: float, wait_s: float) -> None:
         self.entries.append(LogEntry(self.op, self.site, event, compute_s, wait_s, bool(self._dealer_depth)))

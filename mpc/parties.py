@@ -1,4 +1,4 @@
-"""Real party processes on this machine, joined by gloo over loopback TCP; the first failure ends them all.
+"""Real party processes on this machine, joined by gloo or by direct links; the first failure ends them all.
 
 `Parties` is a resource: processes start once and take tasks until it is closed. A task is a module-level function that
 every party calls with its own arguments and a `Party` that says which one it is.
@@ -6,26 +6,26 @@ every party calls with its own arguments and a `Party` that says which one it is
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
-import os
 import pickle
 import signal
 import tempfile
-import threading
 import time
-import traceback
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Self
 
+from mpc.joining import Tls, demand_tls
+from mpc.network import Wire
+from mpc.party import Party as Party
+from mpc.party import Place, party_main
 from mpc.scheme import Scheme
+from mpc.transport import PeerClosedError
 
 _START_DEADLINE_S = 120.0
 _GRACE_S = 0.5  # after the first sign of failure, how long to look for its cause at the other parties
+_PEER_CLOSED = f"{PeerClosedError.__module__}.{PeerClosedError.__qualname__}:"
 
 
 class PartyError(RuntimeError):
@@ -36,29 +36,43 @@ class PartyError(RuntimeError):
         self.party = party
 
 
-@dataclass(frozen=True, slots=True)
-class Party:
-    """What a task is given first: its number, how many there are, and the ledger of its process."""
-
-    number: int
-    count: int
-    ledger: Any
-
-
 class Parties:
-    """Party processes for schemes that agree on the number of parties and the dealer; two and TFP by default.
+    """Party processes for schemes that agree in name, parties, dealer and transport; two over gloo and TFP by default.
 
-    Use as a context manager. Raises PartyError where a party fails, dies or is silent beyond the deadline; all
-    processes are gone by then.
+    Use as a context manager. `wire` says where the processes stand (default: all on loopback), `tls` holds the files of
+    each process where direct links are to be encrypted. Raises PartyError where a party fails, dies or is silent beyond
+    the deadline; all processes are gone by then.
     """
 
-    def __init__(self, scheme: Scheme | None = None, threads: int = 1, deadline_s: float = 3600.0) -> None:
+    def __init__(
+        self,
+        scheme: Scheme | None = None,
+        threads: int = 1,
+        deadline_s: float = 3600.0,
+        wire: Wire | None = None,
+        tls: tuple[Tls, ...] = (),
+    ) -> None:
         self.scheme = scheme or Scheme()
         self.deadline_s = deadline_s
         self._threads = threads
+        self._wire = wire
+        self._tls = tls
+        self._processes_wanted = self.scheme.parties + (self.scheme.dealer == "ttp")
+        self._check_places()
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def _check_places(self) -> None:
+        wire = self._wire or Wire()
+        for what, given in (("hosts", wire.hosts), ("namespaces", wire.namespaces), ("TLS files", self._tls)):
+            if (given or what == "hosts") and len(given) < self._processes_wanted:
+                raise ValueError(f"{what} for {len(given)} processes, but {self.scheme.label} has more")
+        if self._tls and self.scheme.transport != "direct":
+            raise ValueError("gloo has no TLS here; use transport direct")
+        if self.scheme.transport == "direct":
+            for number in range(self._processes_wanted):
+                demand_tls(wire.hosts[number], self._tls[number] if self._tls else None, bool(wire.namespaces))
 
     def __enter__(self) -> Self:
         try:
@@ -71,12 +85,12 @@ class Parties:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory(prefix="mpc-pareto-")
-        rendezvous = (Path(self._folder.name) / "rendezvous").as_uri()
-        processes = self.scheme.parties + (self.scheme.dealer == "ttp")
-        for number in range(processes):
+        folder = Path(self._folder.name)
+        for number in range(self._processes_wanted):
             ours, theirs = context.Pipe()
-            arguments = (number, self.scheme, self._threads, rendezvous, theirs)
-            process = context.Process(target=_party_main, args=arguments, name=f"party-{number}", daemon=True)
+            tls = self._tls[number] if self._tls else None
+            place = Place(number, self.scheme, self._threads, folder, self._wire, tls, self.deadline_s)
+            process = context.Process(target=party_main, args=(place, theirs), name=f"party-{number}", daemon=True)
             process.start()
             theirs.close()
             self._processes.append(process)
@@ -137,7 +151,8 @@ class Parties:
         results: dict[int, Any] = {}
         until_s = time.monotonic() + deadline_s
         while len(results) < expected:
-            waiting = {self._pipes[i]: i for i in range(expected) if i not in results}
+            # A dealer answers nothing; what comes out of its pipe is its failure.
+            waiting = {pipe: i for i, pipe in enumerate(self._pipes) if i not in results}
             ended = {process.sentinel: i for i, process in enumerate(self._processes) if i not in results}
             ready = wait([*waiting, *ended], timeout=max(0.0, until_s - time.monotonic()))
             if not ready or time.monotonic() > until_s:
@@ -156,21 +171,36 @@ class Parties:
         return [results[i] for i in range(expected)]
 
     def _fail(self, first: int, reason: str | None) -> None:
-        """Find the cause: a party that died explains the broken connections that the others report."""
+        """Find the cause: a party that died or raised explains the broken connections that the others report."""
         time.sleep(_GRACE_S)
         for number, process in enumerate(self._processes):
             if process.exitcode is not None and process.exitcode < 0:
                 name = signal.Signals(-process.exitcode).name
                 self._kill()
                 raise PartyError(number, f"its process was ended by {name}; all parties were ended")
-        exit_code = self._processes[first].exitcode
+        reasons = {first: reason} | {
+            number: outcome[1]
+            for number, pipe in enumerate(self._pipes)
+            if number != first and pipe.poll() and (outcome := _receive(pipe)) is not None and not outcome[0]
+        }
+        exit_codes = {number: process.exitcode for number, process in enumerate(self._processes)}
         self._kill()
-        if reason is None:
-            reason = (
-                f"its process ended with exit code {exit_code} without an answer; a script that starts parties needs "
-                'its code under `if __name__ == "__main__":`'
-            )
-        raise PartyError(first, reason)
+        number = min(reasons, key=lambda number: _rank(reasons[number], exit_codes[number]))
+        raise PartyError(number, reasons[number] or _no_answer(exit_codes[number]))
+
+
+def _rank(reason: str | None, exit_code: int | None) -> int:
+    """How likely this is the cause of the other failures, 0 first: not where a peer had already gone."""
+    if reason is None:
+        return 1 if exit_code else 2
+    return 3 if reason.rstrip().splitlines()[-1].startswith(_PEER_CLOSED) else 0
+
+
+def _no_answer(exit_code: int | None) -> str:
+    return (
+        f"its process ended with exit code {exit_code} without an answer; a script that starts parties needs "
+        'its code under `if __name__ == "__main__":`'
+    )
 
 
 def _receive(pipe: Connection) -> tuple[bool, Any] | None:
@@ -179,68 +209,3 @@ def _receive(pipe: Connection) -> tuple[bool, Any] | None:
     except (EOFError, OSError):
         return None
     return outcome
-
-
-def _party_main(number: int, scheme: Scheme, threads: int, rendezvous: str, pipe: Connection) -> None:
-    """Life of a party process: join the others, answer tasks, leave when the parent's end of the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    _die_with_parent()
-    warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)
-    try:
-        party = _join(number, scheme, threads, rendezvous)
-        if party is None:
-            return
-        pipe.send_bytes(pickle.dumps((True, None)))
-        while True:
-            task, arguments = pickle.loads(pipe.recv_bytes())
-            pipe.send_bytes(pickle.dumps((True, task(party, *arguments))))
-    except EOFError:
-        os._exit(0)
-    except BaseException:
-        try:
-            pipe.send_bytes(pickle.dumps((False, traceback.format_exc())))
-        finally:
-            os._exit(1)
-
-
-def _join(number: int, scheme: Scheme, threads: int, rendezvous: str) -> Party | None:
-    """Set up CrypTen in this process; None for a third-party dealer, whose service ends with the others."""
-    import torch
-
-    from mpc.crypten_import import import_crypten
-    from mpc.ledger import Ledger, attach
-
-    torch.set_num_threads(threads)
-    os.environ |= {
-        "WORLD_SIZE": str(scheme.parties),
-        "RANK": str(number),
-        "RENDEZVOUS": rendezvous,
-        "DISTRIBUTED_BACKEND": "gloo",
-        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
-    }
-    crypten = import_crypten()
-    from crypten.config import cfg
-
-    cfg.mpc.provider = scheme.dealer.upper()
-    ledger = Ledger(number, scheme.parties)
-    attach(ledger)
-    if number == scheme.parties:
-        from crypten.mpc.provider import TTPServer
-
-        TTPServer()
-        return None
-    crypten.init()
-    return Party(number, scheme.parties, ledger)
-
-
-def _die_with_parent() -> None:
-    """A party whose parent is gone, however it went, leaves at once."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

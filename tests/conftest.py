@@ -9,14 +9,14 @@ import pytest
 from mpc.parties import Parties
 from mpc.scheme import Scheme
 
-_started: dict[int, Parties] = {}
+_started: dict[Scheme, Parties] = {}
 
 
-def _parties(count: int) -> Parties:
+def _parties(scheme: Scheme) -> Parties:
     """Parties that are alive: those of an earlier test, or new ones where that test ended them."""
-    if count not in _started or not _started[count].running:
-        _started[count] = Parties(Scheme(parties=count), deadline_s=250).__enter__()
-    return _started[count]
+    if scheme not in _started or not _started[scheme].running:
+        _started[scheme] = Parties(scheme, deadline_s=250).__enter__()
+    return _started[scheme]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,10 +29,22 @@ def _close_parties() -> Iterator[None]:
 @pytest.fixture
 def two_parties() -> Parties:
     """Two party processes and a first-party dealer."""
-    return _parties(2)
+    return _parties(Scheme())
 
 
 @pytest.fixture
 def three_parties() -> Parties:
     """Three party processes and a first-party dealer."""
-    return _parties(3)
+    return _parties(Scheme(parties=3))
+
+
+@pytest.fixture
+def two_direct_parties() -> Parties:
+    """Two party processes of scheme crypten that are joined by direct links."""
+    return _parties(Scheme(transport="direct"))
+
+
+@pytest.fixture
+def three_direct_parties() -> Parties:
+    """Three party processes of scheme crypten that are joined by direct links."""
+    return _parties(Scheme(parties=3, transport="direct"))

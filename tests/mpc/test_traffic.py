@@ -6,12 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.secure_run import run_module
+from models.attention import Attention
 from mpc import functions, primitives, trace
 from mpc.parties import Parties
 from mpc.reading import shape_reading
 from mpc.scheme import Roles, Scheme
 from mpc.table import row_names
 from mpc.traffic import Correlation, Message, PhaseTraffic, Traffic, message_traffic, tally
+from tests.mpc.link_tasks import all_reduce_lists, other_collectives, sent_and_counted
 from tests.mpc.workloads import FUNCTIONS, Apply, Convolution, Encoder
 
 SHAPES = {2: (2, 3, 7), 3: (1, 5, 7)}
@@ -201,3 +203,59 @@ def test_the_wire_model_equals_the_interface_s_counters(request: pytest.FixtureR
                 break
         else:
             pytest.fail(f"{elements} elements: {payload} bytes on the interface, {promised} promised")
+
+
+DIRECT = {2: "two_direct_parties", 3: "three_direct_parties"}
+
+
+@pytest.mark.parties
+@pytest.mark.parametrize("count", DIRECT)
+@pytest.mark.parametrize("kind", ["softmax", "relu_softmax"])
+def test_attention_over_direct_links_takes_one_hop_a_round(
+    request: pytest.FixtureRequest, count: int, kind: str
+) -> None:
+    parties: Parties = request.getfixturevalue(DIRECT[count])
+    torch.manual_seed(count)
+    layer, x = Attention(8, (kind, kind), 4, 9).eval(), torch.rand(2, 9, 8)
+    run = run_module(parties, layer, x, roles=Roles(model_owner=count - 1))  # raises unless every event is as promised
+    assert (run.output - layer(x)).abs().max() < 5e-3
+    assert run.traffic == run.trace.traffic(parties.scheme)
+    online, over_gloo = run.traffic.online, run.trace.traffic(Scheme(parties=count)).online
+    assert online.hops == online.rounds == over_gloo.rounds
+    assert all(4 * mine <= theirs + 4 for mine, theirs in zip(online.hops, over_gloo.hops, strict=True))
+
+
+@pytest.mark.parties
+@pytest.mark.parametrize("count", DIRECT)
+def test_predicted_traffic_is_measured_traffic_over_direct_links(request: pytest.FixtureRequest, count: int) -> None:
+    parties: Parties = request.getfixturevalue(DIRECT[count])
+    for index, name in enumerate(("multiply", "maximum", "gelu", "layer_norm", "divide_by_secret", "mean")):
+        roles = Roles(input_owner=index % count, reveal_to=None if index % 3 == 0 else index % count)
+        x = torch.rand(2, 3, 7) + 0.1
+        run = run_module(parties, Apply(name).eval(), x, roles=roles)
+        assert (run.output - Apply(name)(x)).abs().max() < 5e-3
+    run_module(parties, Convolution().eval(), torch.rand(1, 3, 4, 7))
+
+
+@pytest.mark.parties
+@pytest.mark.parametrize("count", DIRECT)
+def test_direct_collectives_give_what_crypten_s_own_give(request: pytest.FixtureRequest, count: int) -> None:
+    over_direct: Parties = request.getfixturevalue(DIRECT[count])
+    over_gloo: Parties = request.getfixturevalue("two_parties" if count == 2 else "three_parties")
+    for task, arguments in ((all_reduce_lists, ((3, 1, 700),)), (other_collectives, ())):
+        mine, theirs = (parties.run(task, [arguments] * count) for parties in (over_direct, over_gloo))
+        assert repr(mine) == repr(theirs)
+
+
+@pytest.mark.parties
+@pytest.mark.parametrize("count", DIRECT)
+def test_direct_links_send_their_payload_and_24_bytes_a_message_by_the_kernel_s_count(
+    request: pytest.FixtureRequest, count: int
+) -> None:
+    parties: Parties = request.getfixturevalue(DIRECT[count])
+    for elements in (1, 1_021, 40_003, 1_000_003):
+        # A sum and an xor of `elements` and 3 words, each in one message.
+        message = Message("all_reduce", (8 * elements, 8 * 3))
+        payload = message_traffic(message, count, "direct").bytes
+        seen = parties.run(sent_and_counted, [(elements,)] * count)
+        assert seen == [(2 * (sent + 24 * (count - 1)),) * 2 for sent in payload]
