@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from bench.machine import this_machine
-from bench.secure_run import SecureRun, run_module
+from bench.running import SchemeParties, calibrated_ranges, run_in_turn
+from bench.secure_run import SecureRun
 from models.attention import Attention
 from models.kinds import KINDS
-from mpc.parties import Parties
+from mpc.domains import observe_domains
 from mpc.scheme import Roles, Scheme
+
+_CALIBRATION_INPUTS = 8  # inputs on which ranges are declared
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ def unit_input(shape: AttentionShape, seed: int = 0) -> Tensor:
 
 
 def measure_attention(
-    parties: Parties,
+    running: SchemeParties,
     shape: AttentionShape,
     kinds: Sequence[str] = tuple(KINDS),
     schemes: Sequence[Scheme] = (),
@@ -67,24 +70,41 @@ def measure_attention(
     seed: int = 0,
     progress: Callable[[str], None] = lambda text: None,
     roles: Roles | None = None,
+    calibrate: bool = True,
 ) -> list[tuple[SecureRun, dict[str, Any]]]:
-    """Measure every kind under every scheme, schemes interleaved kind by kind; a run and its record for each."""
+    """Measure every kind under every scheme, schemes interleaved run by run; a run and its record for each.
+
+    Ranges of the tuned scheme come from other inputs of the same distribution, or are its defaults where `calibrate` is
+    False; a plain shadow checks them on the measured input.
+    """
     measured = []
     x = unit_input(shape, seed)
+    others = torch.cat([unit_input(shape, seed + 1000 + i) for i in range(_CALIBRATION_INPUTS)])
     for kind in kinds:
         layer = attention_layer(kind, shape, linformer_k, seed)
-        for scheme in schemes or (parties.scheme,):
-            progress(f"{kind}, {scheme.functions} functions")
-            run = run_module(parties, layer, x, scheme, roles, repeats, warm_up=1)
+        ranges = calibrated_ranges(schemes, layer, others) if calibrate else {}
+        progress(kind)
+        for run in run_in_turn(running, layer, x, schemes, roles, repeats, ranges).values():
             with torch.no_grad():
                 error = float((run.output - layer(x)).abs().max())
-            measured.append((run, attention_record(run, kind, shape, error)))
+            health = range_health(layer, x, run)
+            measured.append((run, attention_record(run, kind, shape, error) | {"health": health}))
     return measured
+
+
+def range_health(module: nn.Module, inputs: Tensor, run: SecureRun) -> dict[str, Any]:
+    """What a plain shadow of a test run says about domains; for the tuned scheme, about its declared ranges."""
+    domains = observe_domains(module, inputs, run.scheme, run.ranges)
+    return {
+        "ranges": "checked by a plain shadow",
+        "declared": run.ranges.to_json(),
+        "outside": [row for row in domains if not row["inside"]],
+    }
 
 
 def attention_record(run: SecureRun, kind: str, shape: AttentionShape, max_abs_error: float) -> dict[str, Any]:
     """The record of one measured attention layer, raw samples included."""
-    seconds = {"online": spread(run.online_s), "dealer": spread(run.dealer_s), "total": spread(run.total_s)}
+    seconds = seconds_json(run)
     return {
         "record": "attention",
         "workload": "attention",
@@ -106,6 +126,16 @@ def attention_record(run: SecureRun, kind: str, shape: AttentionShape, max_abs_e
     }
 
 
+def seconds_json(run: SecureRun) -> dict[str, Any]:
+    """Seconds by phase: online, the dealer's work (offline), both together, and the setup of fixed weights, once."""
+    return {
+        "online": spread(run.online_s),
+        "dealer": spread(run.dealer_s),
+        "total": spread(run.total_s),
+        "setup_s": run.setup_s,
+    }
+
+
 def reference_of(rows: Sequence[Mapping[str, Any]]) -> str:
     """The kind that seconds are relative to: softmax where it was measured, else the first kind."""
     kinds = [row["kind"] for row in rows]
@@ -113,14 +143,14 @@ def reference_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def relative_seconds(rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
-    """Median online seconds of each row over the reference's under the same functions on the same network.
+    """Median online seconds of each row over the reference's under the same scheme on the same network.
 
     None where the reference was not measured there.
     """
     reference = reference_of(rows) if rows else ""
 
-    def case(row: Mapping[str, Any]) -> tuple[str, str]:
-        return row["scheme"]["functions"], row["network"]
+    def case(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return *row["scheme"].values(), row["network"]
 
     reference_s = {case(row): row["seconds"]["online"]["median"] for row in rows if row["kind"] == reference}
     return [

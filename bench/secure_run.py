@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from mpc.ledger import MessageLog
+from mpc.ledger import LogEntry, MessageLog
 from mpc.parties import Parties, Party
+from mpc.ranges import NOTHING_DECLARED, Ranges
 from mpc.reading import shape_reading
 from mpc.scheme import Roles, Scheme
 from mpc.secure import ForwardResult, secure_forward
-from mpc.trace import Trace
-from mpc.traffic import WORD_BYTES, Message, Traffic
+from mpc.trace import Operation, Trace
+from mpc.traffic import WORD_BYTES, Correlation, Event, Message, Phase, Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,8 @@ class SecureRun:
     """One module, run `repeats` times on one input. Seconds hold a value for each repeat, of the slowest party.
 
     `traffic` was counted at the wire and found equal to the shape reading's. `output` is what the party that learns
-    the result saw. `log` is the message log of the repeat with the median online time, at its slowest party.
+    the result saw. `log` is the message log of the repeat with the median online time, at its slowest party. `setup_s`
+    is what opening fixed weights once took; `ranges` are those that the tuned protocols were given.
     """
 
     scheme: Scheme
@@ -41,6 +43,8 @@ class SecureRun:
     log: MessageLog
     reveal_log: MessageLog
     peak_bytes: int
+    setup_s: float = 0.0
+    ranges: Ranges = NOTHING_DECLARED
 
     @property
     def op_s(self) -> dict[str, float]:
@@ -56,20 +60,24 @@ def run_module(
     roles: Roles | None = None,
     repeats: int = 1,
     warm_up: int = 0,
+    ranges: Ranges = NOTHING_DECLARED,
 ) -> SecureRun:
     """Run `module` on shares of `inputs`; each party process receives only what its role may hold.
+
+    `ranges` are the declared ranges of the tuned scheme; CrypTen's protocols have no use for them.
 
     Raises PartyError where a party fails, SecretError where the module does what shares cannot do, and RuntimeError
     where the traffic on the wire is not the traffic that the table of operations promises.
     """
     scheme = scheme or parties.scheme
     roles = roles or Roles()
-    if (scheme.parties, scheme.dealer) != (parties.scheme.parties, parties.scheme.dealer):
+    if started_for(scheme) != started_for(parties.scheme):
         raise ValueError(f"these parties were started for {parties.scheme.label}; start others for {scheme.label}")
     roles.check(scheme.parties)
     shape = tuple(inputs.shape)
     inputs = inputs.detach().clone()  # a slice would travel with everything that it is a slice of
-    expected = shape_reading(module, shape, scheme.weights)  # also refuses what cannot run, before any party works
+    # Also refuses what cannot run, before any party works.
+    expected = shape_reading(module, shape, scheme.weights, ranges)
     skeleton = structure_of(module) if scheme.weights == "private" else module
     arguments = [
         (
@@ -79,15 +87,25 @@ def run_module(
             scheme,
             roles,
             repeats + warm_up,
+            ranges,
         )
         for number in range(scheme.parties)
     ]
     results: list[ForwardResult] = parties.run(_forward, arguments)
-    return _merge(results, expected, scheme, roles, warm_up)
+    return _merge(results, expected, scheme, roles, warm_up, ranges)
+
+
+def started_for(scheme: Scheme) -> tuple[Any, ...]:
+    """What parties decide on when they start; everything else can change from run to run."""
+    return scheme.name, scheme.parties, scheme.dealer, scheme.transport
 
 
 def _forward(party: Party, *arguments: Any) -> ForwardResult:
-    module, inputs, shape, scheme, roles, repeats = arguments
+    module, inputs, shape, scheme, roles, repeats, ranges = arguments
+    if scheme.name == "tuned":
+        from mpc.tuned.forward import tuned_forward
+
+        return tuned_forward(module, inputs, shape, scheme, roles, party, repeats, ranges)
     return secure_forward(module, inputs, shape, scheme, roles, party.ledger, repeats)
 
 
@@ -118,14 +136,20 @@ def _refuse_unregistered(module: nn.Module) -> None:
                 )
 
 
-def _merge(results: Sequence[ForwardResult], expected: Trace, scheme: Scheme, roles: Roles, warm_up: int) -> SecureRun:
+def _merge(
+    results: Sequence[ForwardResult], expected: Trace, scheme: Scheme, roles: Roles, warm_up: int, ranges: Ranges
+) -> SecureRun:
     runs = list(zip(*(result.logs for result in results), strict=True))[warm_up:]
     for logs in runs:
         for log in logs:
             _demand_equal(log, expected, scheme)
     online_s = tuple(max(log.online_s for log in logs) for logs in runs)
     middle = online_s.index(statistics.median_low(online_s))
-    _demand_reveal(results, roles)
+    _demand_reveal(results, roles, scheme)
+    setups = [result.setup_log for result in results if result.setup_log is not None]
+    for log in setups:
+        _demand_equal(log, expected, scheme, "setup")
+    traffic = replace(runs[0][0].traffic, setup=setups[0].traffic.setup) if setups else runs[0][0].traffic
     knows = roles.reveal_to if roles.reveal_to is not None else 0
     output = results[knows].output
     assert output is not None
@@ -133,7 +157,7 @@ def _merge(results: Sequence[ForwardResult], expected: Trace, scheme: Scheme, ro
         scheme,
         roles,
         expected,
-        runs[0][0].traffic,
+        traffic,
         online_s,
         tuple(max(log.dealer_s for log in logs) for logs in runs),
         tuple(max(log.online_s + log.dealer_s for log in logs) for logs in runs),
@@ -141,13 +165,16 @@ def _merge(results: Sequence[ForwardResult], expected: Trace, scheme: Scheme, ro
         max(runs[middle], key=lambda log: log.online_s),
         results[knows].reveal_log,
         max(result.peak_bytes for result in results),
+        max((log.online_s for log in setups), default=0.0),
+        ranges,
     )
 
 
-def _demand_reveal(results: Sequence[ForwardResult], roles: Roles) -> None:
+def _demand_reveal(results: Sequence[ForwardResult], roles: Roles, scheme: Scheme) -> None:
     """Revealing opens 8 bytes an element to all, or gathers them at one party."""
     size_bytes = WORD_BYTES * prod(results[0].output_shape)
-    collective = "all_reduce" if roles.reveal_to is None else "gather"
+    everyone = "open" if scheme.name == "tuned" else "all_reduce"
+    collective = everyone if roles.reveal_to is None else "gather"
     promised = Message(collective, (size_bytes,), roles.reveal_to or 0)
     for party, result in enumerate(results):
         seen = [entry.event for entry in result.reveal_log.entries]
@@ -155,17 +182,28 @@ def _demand_reveal(results: Sequence[ForwardResult], roles: Roles) -> None:
             raise RuntimeError(f"party {party} revealed the result by {seen}, not by {promised}")
 
 
-def _demand_equal(log: MessageLog, expected: Trace, scheme: Scheme) -> None:
-    """The events on the wire are, one by one, those of the table; a difference names the first operation at fault."""
-    measured = [entry for entry in log.entries if not entry.of_dealer]
+def _demand_equal(log: MessageLog, expected: Trace, scheme: Scheme, phase: Phase = "online") -> None:
+    """Messages on the wire and correlations are, one by one, those of the table.
+
+    A difference names the first operation at fault. What is dealt ahead is not in order with messages, only in itself.
+    """
     promised = [(operation, event) for operation, events in expected.events(scheme) for event in events]
-    for entry, (operation, event) in zip(measured, promised, strict=False):
+    for kind in (Message, Correlation):
+        seen = [e for e in log.entries if not e.of_dealer and isinstance(e.event, kind)]
+        wanted = [(operation, event) for operation, event in promised if isinstance(event, kind)]
+        if kind is Message:
+            wanted = [(o, e) for o, e in wanted if isinstance(e, Message) and e.phase == phase]
+        elif phase == "setup":
+            wanted = []  # nothing is dealt for a setup: masks of weights are in the key streams
+        _demand_same(log.party, seen, wanted)
+
+
+def _demand_same(party: int, seen: Sequence[LogEntry], wanted: Sequence[tuple[Operation, Event]]) -> None:
+    for entry, (operation, event) in zip(seen, wanted, strict=False):
         if entry.event != event:
             raise RuntimeError(
-                f"party {log.party} sent {entry.event} in {entry.op} of {entry.site or '(top)'}, "
+                f"party {party} sent {entry.event} in {entry.op} of {entry.site or '(top)'}, "
                 f"where the table promises {event} in {operation.op} of {operation.site or '(top)'}"
             )
-    if len(measured) != len(promised):
-        raise RuntimeError(
-            f"party {log.party} recorded {len(measured)} events where the table promises {len(promised)}"
-        )
+    if len(seen) != len(wanted):
+        raise RuntimeError(f"party {party} recorded {len(seen)} events where the table promises {len(wanted)}")

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mpc import functions as f
 from mpc import operators  # noqa: F401 - importing registers our own operators with torch
 from mpc.fixed_point import largest_magnitude
+from mpc.ranges import DEFAULT, NOTHING_DECLARED, Ranges
 from mpc.scheme import Scheme
 from mpc.tensor import module_sites
 
@@ -51,12 +52,25 @@ _DOMAINS = {
     "linear": _Domain(_RING, _RING),
 }
 
+# What is observed, and the operation whose range it is under the tuned scheme.
+_RANGED = {
+    "softmax gap": "softmax",
+    "exp": "exp",
+    "layer_norm variance": "layer_norm",
+    "reciprocal": "reciprocal",
+    "inverse_square_root": "inverse_square_root",
+    "row_normalize mean": "row_normalize",
+    **{name: name for name in ("gelu", "silu", "sigmoid", "tanh", "abs", "maximum", "relu")},
+}
+_POSITIVE = {"layer_norm", "reciprocal", "inverse_square_root", "row_normalize"}
+_MARGIN = 2.0  # how much wider a declared range is than what calibration saw
+
 Observed = dict[str, Tensor]
 
 
 def _softmax(x: Tensor, dim: int, *_: object) -> Observed:
     gap = x - x.amax(dim, keepdim=True)
-    return {"softmax gap": gap, "softmax sum": gap.exp().sum(dim)}
+    return {"softmax gap": gap, "softmax sum": gap.exp().sum(dim), "softmax score": x}
 
 
 def _attention(query: Tensor, key: Tensor, *_: object, scale: float | None = None, **__: object) -> Observed:
@@ -68,7 +82,8 @@ def _layer_norm(x: Tensor, shape: list[int], *_: object) -> Observed:
 
 
 def _row_normalize(x: Tensor, eps: float) -> Observed:
-    return {"row_normalize mean": x.mean(-1), "row_normalize sum": x.sum(-1)}
+    mean = x.mean(-1)
+    return {"row_normalize mean": mean[mean > 0], "row_normalize sum": x.sum(-1)}  # rows of zeros stay zeros
 
 
 def _itself(name: str) -> Callable[..., Observed]:
@@ -85,6 +100,11 @@ _OBSERVED: dict[Any, Callable[..., Observed]] = {
     aten.reciprocal.default: lambda x: {"reciprocal": x.abs()},
     aten.rsqrt.default: _itself("inverse_square_root"),
     aten.gelu.default: _itself("gelu"),
+    aten.silu.default: _itself("silu"),
+    aten.sigmoid.default: _itself("sigmoid"),
+    aten.tanh.default: _itself("tanh"),
+    aten.abs.default: _itself("abs"),
+    aten.amax.default: _itself("maximum"),
     aten.relu.default: _itself("relu"),
     aten.linear.default: _itself("linear"),
 }
@@ -100,26 +120,81 @@ class _Observer(TorchDispatchMode):
         kwargs = kwargs or {}
         if func in _OBSERVED:
             for name, values in _OBSERVED[func](*args, **kwargs).items():
+                if not values.numel():
+                    continue
                 low, high = float(values.min()), float(values.max())
                 before = self.spans.get((self.site, name), (low, high))
                 self.spans[self.site, name] = (min(low, before[0]), max(high, before[1]))
         return func(*args, **kwargs)
 
 
-def observe_domains(module: nn.Module, inputs: Tensor, scheme: Scheme) -> list[dict[str, Any]]:
-    """The span of every function's argument on these inputs, by module, and whether it lies inside the scheme's domain.
-
-    Runs the plain reading once; values are looked at here only, never at a party.
-    """
+def _spans(module: nn.Module, inputs: Tensor) -> dict[tuple[str, str], Span]:
     observer = _Observer()
     with module_sites(module, observer), observer:
         module(inputs)
+    return observer.spans
+
+
+def observe_domains(
+    module: nn.Module, inputs: Tensor, scheme: Scheme, ranges: Ranges = NOTHING_DECLARED
+) -> list[dict[str, Any]]:
+    """The span of every function's argument on these inputs, by module, and whether it lies inside the scheme's domain.
+
+    Runs the plain reading once; values are looked at here only, never at a party. Under the tuned scheme a function's
+    domain is its declared range, or the default.
+    """
     rows = []
-    for (site, name), (low, high) in observer.spans.items():
-        domain = _DOMAINS[name].released if scheme.functions == "released" else _DOMAINS[name].documented
-        if isnan(domain[0]):
-            domain = (-largest_magnitude(scheme), largest_magnitude(scheme))
-        if domain != _ANY:
+    for (site, name), (low, high) in _spans(module, inputs).items():
+        domain = _domain(name, site, scheme, ranges)
+        if domain is not None:
             inside = domain[0] <= low and high <= domain[1]
             rows.append({"op": name, "site": site, "low": low, "high": high, "domain": list(domain), "inside": inside})
     return rows
+
+
+def _domain(name: str, site: str, scheme: Scheme, ranges: Ranges) -> Span | None:
+    """Where the function that is observed as `name` in module `site` is right; None where it is right anywhere."""
+    if scheme.name == "tuned":
+        op = _ranged(scheme).get(name)
+        if op is not None:
+            default = DEFAULT["softmax_max_free"] if name == "softmax score" else DEFAULT[op]
+            return ranges.of(op, site) or default
+        domain = _RING if name == "linear" else _ANY
+    elif name in _DOMAINS:
+        domain = _DOMAINS[name].released if scheme.functions == "released" else _DOMAINS[name].documented
+    else:
+        return None
+    if isnan(domain[0]):
+        domain = (-largest_magnitude(scheme), largest_magnitude(scheme))
+    return None if domain == _ANY else domain
+
+
+def _ranged(scheme: Scheme) -> dict[str, str]:
+    if scheme.functions != "max_free":
+        return _RANGED
+    return {**{name: op for name, op in _RANGED.items() if op != "softmax"}, "softmax score": "softmax"}
+
+
+def declared_ranges(module: nn.Module, inputs: Tensor, scheme: Scheme) -> Ranges:
+    """Ranges for the tuned scheme from a calibration pass on plain `inputs`, twice as wide as what was seen.
+
+    Not for the inputs that are then computed on: those nobody may see. Raises ValueError for another scheme.
+    """
+    if scheme.name != "tuned":
+        raise ValueError(f"ranges are declared for scheme tuned, not for {scheme.name}")
+    rows: dict[tuple[str, str], Span] = {}
+    for (site, name), span in _spans(module, inputs).items():
+        op = _ranged(scheme).get(name)
+        if op is not None:
+            rows[site, op] = _widened(op, name, span)
+    return Ranges(tuple((site, op, low, high) for (site, op), (low, high) in rows.items()))
+
+
+def _widened(op: str, name: str, span: Span) -> Span:
+    low, high = span
+    if op in _POSITIVE:
+        return max(low / _MARGIN, DEFAULT[op][0]), min(high * _MARGIN, DEFAULT[op][1])
+    if name == "softmax gap":
+        return low * _MARGIN, 0.0
+    bound = _MARGIN * max(abs(low), abs(high), 2.0**-8)
+    return -bound, bound

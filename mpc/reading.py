@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mpc import rows  # noqa: F401 - importing registers the table
+from mpc.ranges import NOTHING_DECLARED, Ranges
 from mpc.scheme import Weights
 from mpc.table import Row
 from mpc.tensor import Reading, SecureTensor, module_sites
@@ -26,14 +27,19 @@ class ShapeReading(Reading):
         return [None] * len(tree_leaves(outputs))
 
 
-def shape_reading(module: nn.Module, input_shape: tuple[int, ...], weights: Weights = "private") -> Trace:
+def shape_reading(
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    weights: Weights = "private",
+    ranges: Ranges = NOTHING_DECLARED,
+) -> Trace:
     """The secure operations of one forward pass of `module` on a secret input of `input_shape`.
 
     The module is neither run on data nor changed; it must be in evaluation mode. Raises SecretError where it does what
     shares cannot do, ValueError where it is in training mode.
     """
     _demand_evaluation(module)
-    reading = ShapeReading()
+    reading = ShapeReading(ranges)
     with module_sites(module, reading):
         secret = reading.wrap(input_shape, None, "secret")
         shared = weight_tensors(module) if weights == "private" else {}

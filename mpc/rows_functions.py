@@ -110,6 +110,14 @@ _both(
     released_sends=p.sigmoid,
 )
 _both(
+    "silu",
+    aten.silu.default,
+    secure=lambda x: x * x.sigmoid(),
+    released=lambda x: x * x.sigmoid(),
+    sends=lambda n, parties: p.sigmoid(n, parties) + p.product(n, n, n, parties),
+    released_sends=lambda n, parties: p.sigmoid(n, parties) + p.product(n, n, n, parties),
+)
+_both(
     "tanh",
     aten.tanh.default,
     secure=lambda x: x.tanh(),

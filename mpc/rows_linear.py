@@ -141,7 +141,13 @@ def multiply(scheme: Scheme, x: Shares, y: Shares) -> Shares:
     return result
 
 
-@row("divide_by_public", aten.div.Tensor, sends=_truncates_output)
+def _describe_divide(output: tuple[int, ...], x: object, y: object) -> Mapping[str, Any]:
+    """The divisor where it is a positive integer, which shares can divide by as they are; 0 otherwise."""
+    value = y.item() if isinstance(y, Tensor) and y.numel() == 1 else y
+    return {"divisor": int(value) if not isinstance(value, Tensor) and _integral(value) and value > 0 else 0}  # type: ignore[operator, call-overload]
+
+
+@row("divide_by_public", aten.div.Tensor, sends=_truncates_output, describe=_describe_divide)
 def _divide(scheme: Scheme, x: Shares, y: Shares) -> Shares:
     if isinstance(y, Tensor) and y.numel() == 1:
         y = y.item()
@@ -199,8 +205,24 @@ def _linear(scheme: Scheme, x: Shares, weight: Shares, bias: Shares = None) -> S
     return result if bias is None else add(scheme, result, bias)
 
 
-def _describe_convolution(output: tuple[int, ...], x: Tensor, weight: Tensor, *_: object) -> Mapping[str, Any]:
-    return {"macs": prod(output) * prod(weight.shape[1:])}
+def _describe_convolution(
+    output: tuple[int, ...],
+    x: Tensor,
+    weight: Tensor,
+    bias: object = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Mapping[str, Any]:
+    options = {"stride": _pair(stride), "padding": _pair(padding), "dilation": _pair(dilation), "groups": groups}
+    return {"macs": prod(output) * prod(weight.shape[1:]), **options}
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    """Height and width of an option of convolutions."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return (values[0], values[-1])
 
 
 @row("convolution", aten.conv2d.default, sends=_matmul_sends, describe=_describe_convolution)
@@ -222,6 +244,10 @@ def _convolution(
     return result if bias is None else add(scheme, result, bias.view(1, -1, 1, 1))
 
 
-@row("average_pool", aten.avg_pool2d.default, sends=_truncates_output)
+def _describe_average_pool(output: tuple[int, ...], x: Tensor, kernel_size: Any, *_: object) -> Mapping[str, Any]:
+    return {"divisor": prod(_pair(kernel_size))}
+
+
+@row("average_pool", aten.avg_pool2d.default, sends=_truncates_output, describe=_describe_average_pool)
 def _average_pool(scheme: Scheme, x: Shares, kernel_size: Any, stride: Any = None, padding: Any = 0) -> Shares:
     return x.avg_pool2d(list(kernel_size), stride=list(stride) if stride else None, padding=padding)

@@ -30,7 +30,10 @@ _VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 
 @dataclass(frozen=True, slots=True)
 class ForwardResult:
-    """What one party knows after its runs: the result where revealed to it, logs, its trace and its peak memory."""
+    """What one party knows after its runs: the result where revealed to it, logs, its trace and its peak memory.
+
+    `setup_log` is there where fixed weights were opened once, ahead of all runs.
+    """
 
     output: Tensor | None
     output_shape: tuple[int, ...]
@@ -38,6 +41,7 @@ class ForwardResult:
     reveal_log: MessageLog
     trace: Trace
     peak_bytes: int
+    setup_log: MessageLog | None = None
 
 
 class SecureReading(Reading):
@@ -110,11 +114,11 @@ def secure_forward(
     `inputs` is None at parties that do not own the input; the module of a party that does not own the weights holds
     them as meta tensors (private weights), and is left as it is where weights are public.
     """
-    _forget_peak()
+    forget_peak()
     with module_sites(module, reading := SecureReading(scheme, ledger)), _settings(scheme):
         secret = share(inputs, input_shape, roles.input_owner, scheme, "the input")
         shared = (
-            _share_weights(module, reading, roles) if scheme.weights == "private" else _check_weights(module, scheme)
+            _share_weights(module, reading, roles) if scheme.weights == "private" else check_weights(module, scheme)
         )
         logs = []
         for _ in range(repeats):
@@ -133,7 +137,7 @@ def secure_forward(
         reveal_log = ledger.stop()
     result = None if revealed is None else revealed.clone()
     return ForwardResult(
-        result, tuple(output.shape), tuple(logs), reveal_log, Trace(tuple(reading.operations)), _peak_bytes()
+        result, tuple(output.shape), tuple(logs), reveal_log, Trace(tuple(reading.operations)), peak_bytes()
     )
 
 
@@ -165,21 +169,21 @@ def _share_weights(module: nn.Module, reading: SecureReading, roles: Roles) -> d
     return shared
 
 
-def _check_weights(module: nn.Module, scheme: Scheme) -> dict[str, Tensor]:
+def check_weights(module: nn.Module, scheme: Scheme) -> dict[str, Tensor]:
     """Refuse public weights that fixed-point numbers cannot hold; nothing is shared."""
     for name, tensor in weight_tensors(module).items():
         encode(tensor.detach(), scheme, f"weight {name}")
     return {}
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Start the kernel's count of this process's peak memory anew, where it lets us (Linux)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_bytes() -> int:
-    """Peak resident memory since `_forget_peak`; since the start of the process where the kernel does not tell."""
+def peak_bytes() -> int:
+    """Peak resident memory since `forget_peak`; since the start of the process where the kernel does not tell."""
     with suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])

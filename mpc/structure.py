@@ -143,11 +143,6 @@ def _sqrt(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x)
 
 
-@composite(aten.silu.default)
-def _silu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(x)
-
-
 @composite(aten.leaky_relu.default)
 def _leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     return torch.relu(x) * (1 - negative_slope) + x * negative_slope

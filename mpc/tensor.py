@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter, tree_map
 
+from mpc.ranges import NOTHING_DECLARED, Ranges
 from mpc.table import COMPOSITES, ROWS, STRUCTURAL, Row
 from mpc.trace import Operand, Operation, Visibility
 
@@ -101,7 +102,8 @@ class SecureTensor(torch.Tensor):
 class Reading(ABC):
     """One pass over a module. Subclasses say what a row and a structural operation do with shares."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranges: Ranges = NOTHING_DECLARED) -> None:
+        self.ranges = ranges
         self.operations: list[Operation] = []
         self.site = ""
 
@@ -154,7 +156,10 @@ class Reading(ABC):
     def _row(self, entry: Row, func: Any, args: Any, kwargs: Any) -> SecureTensor:
         output = func(*_meta(args), **_meta(kwargs))
         shape = tuple(output.shape)
-        described = self._located(func, entry.describe, (shape, *args), kwargs)
+        described = dict(self._located(func, entry.describe, (shape, *args), kwargs))
+        declared = self.ranges.of(entry.name, self.site)
+        if declared is not None:
+            described["range"] = declared
         attributes = tuple(sorted(described.items()))
         operands = tuple(_operand(a) for a in tree_iter((args, kwargs)) if isinstance(a, Tensor))
         operation = Operation(entry.name, operands, shape, attributes, self.site)

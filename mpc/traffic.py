@@ -13,6 +13,7 @@ from typing import Any, Literal
 from mpc.scheme import Transport
 
 WORD_BYTES = 8
+Phase = Literal["setup", "online"]
 _GLOO_MAX_SEGMENT_BYTES = 1 << 20  # gloo's AllreduceOptions default
 
 
@@ -27,7 +28,7 @@ class Message:
     collective: str
     payload_bytes: tuple[int, ...]
     root: int = 0
-    phase: Literal["setup", "online"] = "online"
+    phase: Phase = "online"
 
 
 @dataclass(frozen=True, slots=True)
