@@ -340,3 +340,28 @@ def test_the_next_link_removes_what_the_dead_left_and_nothing_else() -> None:
         other.terminate()
         other.communicate(timeout=10)
     assert nothing_left(living, within_s=0.1)
+
+
+@pytest.mark.parties
+@needs_link
+def test_parties_on_a_link_take_their_hops_more_than_on_loopback() -> None:
+    from bench.attention import AttentionShape, attention_layer, unit_input
+    from bench.secure_run import SecureRun, run_module
+    from mpc.parties import Parties
+    from mpc.scheme import Scheme
+
+    shape = AttentionShape(tokens=9, dim=16, heads=2)
+    layer, x = attention_layer("quad", shape), unit_input(shape)
+
+    def run(wire: Wire | None) -> SecureRun:
+        with Parties(Scheme(), wire=wire) as parties:
+            return run_module(parties, layer, x, repeats=3, warm_up=1)
+
+    loopback = run(None)
+    with shaped_link(link_of(400, 40)) as wire:
+        shaped = run(wire)
+    assert (shaped.output - layer(x)).abs().max() < 1e-2
+    assert shaped.traffic == loopback.traffic
+    hops = max(shaped.traffic.online.hops)
+    expected_s = min(loopback.online_s) + hops * 20e-3
+    assert min(shaped.online_s) == pytest.approx(expected_s, rel=0.35)
