@@ -51,13 +51,13 @@ def minimax(
     for _ in range(steps if free else 0):
         jacobian = np.stack([_slope(residual, constants, i) for i in free], axis=1)
         worst, moved = float(np.abs(error).max()), False
-        while radius > 1e-6 and not moved:
+        while radius > 1e-8 and not moved:
             step, foretold = _linear_step(jacobian, error, radius * np.maximum(0.02, np.abs(constants[free])))
             trial = constants.copy()
             trial[free] += step
             trial_error = residual(trial)
             gain = worst - float(np.abs(trial_error).max())
-            moved = gain > 1e-4 * worst
+            moved = gain > 1e-6 * worst
             radius *= 2 if moved and gain > 0.7 * (worst - foretold) else 0.25
         if not moved:
             break
