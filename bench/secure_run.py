@@ -29,7 +29,8 @@ class SecureRun:
 
     `traffic` was counted at the wire and found equal to the shape reading's. `output` is what the party that learns
     the result saw. `log` is the message log of the repeat with the median online time, at its slowest party. `setup_s`
-    is what opening fixed weights once took; `ranges` are those that the tuned protocols were given.
+    is what opening fixed weights once took; `ranges` are those that the tuned protocols were given, and `outside` is
+    the secure range check's count of values outside them (None where the scheme does not check).
     """
 
     scheme: Scheme
@@ -45,6 +46,7 @@ class SecureRun:
     peak_bytes: int
     setup_s: float = 0.0
     ranges: Ranges = NOTHING_DECLARED
+    outside: int | None = None
 
     @property
     def op_s(self) -> dict[str, float]:
@@ -167,12 +169,13 @@ def _merge(
         max(result.peak_bytes for result in results),
         max((log.online_s for log in setups), default=0.0),
         ranges,
+        results[knows].outside,
     )
 
 
 def _demand_reveal(results: Sequence[ForwardResult], roles: Roles, scheme: Scheme) -> None:
-    """Revealing opens 8 bytes an element to all, or gathers them at one party."""
-    size_bytes = WORD_BYTES * prod(results[0].output_shape)
+    """Revealing opens 8 bytes an element to all, or gathers them at one party; a range check adds its count."""
+    size_bytes = WORD_BYTES * (prod(results[0].output_shape) + scheme.range_check)
     everyone = "open" if scheme.name == "tuned" else "all_reduce"
     collective = everyone if roles.reveal_to is None else "gather"
     promised = Message(collective, (size_bytes,), roles.reveal_to or 0)

@@ -64,6 +64,7 @@ _RANGED = {
 }
 _POSITIVE = {"layer_norm", "reciprocal", "inverse_square_root", "row_normalize"}
 _MARGIN = 2.0  # how much wider a declared range is than what calibration saw
+_GAP_MARGIN = 1.5  # the same for softmax, whose range costs a round for every doubling
 
 Observed = dict[str, Tensor]
 
@@ -176,7 +177,7 @@ def _ranged(scheme: Scheme) -> dict[str, str]:
 
 
 def declared_ranges(module: nn.Module, inputs: Tensor, scheme: Scheme) -> Ranges:
-    """Ranges for the tuned scheme from a calibration pass on plain `inputs`, twice as wide as what was seen.
+    """Ranges for the tuned scheme from a calibration pass on plain `inputs`, wider than what was seen.
 
     Not for the inputs that are then computed on: those nobody may see. Raises ValueError for another scheme.
     """
@@ -195,6 +196,6 @@ def _widened(op: str, name: str, span: Span) -> Span:
     if op in _POSITIVE:
         return max(low / _MARGIN, DEFAULT[op][0]), min(high * _MARGIN, DEFAULT[op][1])
     if name == "softmax gap":
-        return low * _MARGIN, 0.0
+        return min(low, -1.0) * _GAP_MARGIN, 0.0
     bound = _MARGIN * max(abs(low), abs(high), 2.0**-8)
     return -bound, bound

@@ -32,7 +32,8 @@ _VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 class ForwardResult:
     """What one party knows after its runs: the result where revealed to it, logs, its trace and its peak memory.
 
-    `setup_log` is there where fixed weights were opened once, ahead of all runs.
+    `setup_log` is there where fixed weights were opened once, ahead of all runs; `outside`, where the result was
+    revealed and the scheme checks ranges, counts the values of the last run that lay outside theirs.
     """
 
     output: Tensor | None
@@ -42,6 +43,7 @@ class ForwardResult:
     trace: Trace
     peak_bytes: int
     setup_log: MessageLog | None = None
+    outside: int | None = None
 
 
 class SecureReading(Reading):

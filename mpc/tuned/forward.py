@@ -128,6 +128,7 @@ def tuned_forward(
         weights = {name: reading.wrap(share.shape, share, "weight") for name, share in shared.items()}
         for _ in range(repeats):
             reading.operations.clear()
+            engine.outside = 0
             x = reading.wrap(input_shape, secret, "secret")  # anew: a module may write into its input
             _barrier(party)
             ledger.start()
@@ -145,10 +146,13 @@ def tuned_forward(
     _barrier(party)
     ledger.start()
     with ledger.operation("reveal", ""):
-        revealed = _reveal(output.shares, roles.reveal_to, engine, party)
+        revealed, outside = _reveal(output.shares, roles.reveal_to, engine, party)
     reveal_log = ledger.stop()
     trace = Trace(tuple(reading.operations))
-    return ForwardResult(revealed, tuple(output.shape), tuple(logs), reveal_log, trace, peak_bytes(), setup_log)
+    logs_of_runs = tuple(logs)
+    return ForwardResult(
+        revealed, tuple(output.shape), logs_of_runs, reveal_log, trace, peak_bytes(), setup_log, outside
+    )
 
 
 class _Sharing:
@@ -194,9 +198,14 @@ def _barrier(party: Party) -> None:
     party.links[1 - party.number].exchange(mine, theirs, _BARRIER_TAG)
 
 
-def _reveal(share: Tensor, to: int | None, engine: Engine, party: Party) -> Tensor | None:
-    """Open a share to both parties, or hand it to one; None at a party that learns nothing."""
-    mine = np.ascontiguousarray(share.numpy())
+def _reveal(share: Tensor, to: int | None, engine: Engine, party: Party) -> tuple[Tensor | None, int | None]:
+    """Open a share to both parties, or hand it to one, and with it the count of values outside their ranges.
+
+    None at a party that learns nothing, and for the count where ranges are not checked.
+    """
+    mine = np.ascontiguousarray(share.numpy().reshape(-1))
+    if engine.scheme.range_check:
+        mine = np.append(mine, np.int64(engine.outside))
     if to is None:
         (opened,) = engine.open(mine)
     else:
@@ -209,6 +218,7 @@ def _reveal(share: Tensor, to: int | None, engine: Engine, party: Party) -> Tens
             else:
                 link.send(mine, _REVEAL_TAG)
         if party.number != to:
-            return None
+            return None, None
         opened = mine + theirs
-    return torch.from_numpy(opened.astype(np.float64) / engine.one).float()
+    values = torch.from_numpy(opened[: share.numel()].astype(np.float64) / engine.one).float()
+    return values.reshape(share.shape), int(opened[-1]) if engine.scheme.range_check else None

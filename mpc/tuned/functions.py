@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from mpc.tuned import comparison as c
 from mpc.tuned import selection
 from mpc.tuned.approximations import EvenChain, ExpChain, exp_chain, exp_relative
 from mpc.tuned.bits import unpacked, words_for
+from mpc.tuned.checking import check_range, check_range_events
 from mpc.tuned.engine import Engine, Events, dealt, division_events, opening, truncation_events
 from mpc.tuned.pieces import (
     inverse_square_root,
@@ -76,7 +77,9 @@ def softmax(engine: Engine, x: Ring, gap: float) -> Ring:
     Maximum, exp, the reciprocal of a sum that lies in [1, L] by construction, a product.
     """
     largest = selection.maximum(engine, x, _MAXIMUM_CHUNKS, _drop(gap, engine.fraction_bits))
-    numerator = exp(engine, x - largest, exp_chain(-gap))
+    below = x - largest
+    check_range(engine, below, -gap, 0.1)  # a maximum without its lowest bits may lie a little low
+    numerator = exp(engine, below, exp_chain(-gap))
     inverse = reciprocal_positive(engine, numerator.sum(1), *_sum_range(x.shape[1]))
     return engine.truncate(product(engine, "multiply", numerator, inverse.reshape(-1, 1)))
 
@@ -86,6 +89,7 @@ def softmax_events(scheme: Scheme, rows: int, length: int, gap: float) -> Events
     shape = (rows, length)
     return [
         *selection.maximum_events(rows, length, _MAXIMUM_CHUNKS, _drop(gap, scheme.precision_bits)),
+        *check_range_events(scheme, rows * length),
         *exp_events(scheme, shape, exp_chain(-gap)),
         *reciprocal_positive_events(scheme, rows, *_sum_range(length)),
         *product_events("multiply", shape, (rows, 1)),
@@ -101,6 +105,7 @@ def _sum_range(length: int) -> tuple[float, float]:
 def softmax_without_maximum(engine: Engine, x: Ring, bound: float) -> Ring:
     """Softmax of rows (B, L) of scores in [-bound, bound], taking e^x as it is: no maximum, no comparison of scores."""
     length = x.shape[1]
+    check_range(engine, x, -bound, bound)
     numerator = exp(engine, x, exp_relative(bound))
     mean = engine.divide(numerator.sum(1), length)
     inverse = reciprocal_positive(engine, mean, *_mean_range(bound))
@@ -111,6 +116,7 @@ def softmax_without_maximum_events(scheme: Scheme, rows: int, length: int, bound
     """Traffic of `softmax_without_maximum`."""
     shape = (rows, length)
     return [
+        *check_range_events(scheme, rows * length),
         *exp_events(scheme, shape, exp_relative(bound)),
         *division_events(scheme, (rows,), length),
         *reciprocal_positive_events(scheme, rows, *_mean_range(bound)),
@@ -128,6 +134,7 @@ def row_normalize(engine: Engine, x: Ring, eps: float, low: float, high: float) 
     """x / (sum x + eps) of rows (B, L), x >= 0, for means in [low, high] (or all 0): (x / mean) / L, 6 rounds."""
     length = x.shape[1]
     mean = engine.divide(engine.plus(x.sum(1), engine.encode(eps)), length)
+    check_range(engine, mean, -eps, high)  # rows of zeros may lie below `low`
     inverse = reciprocal_positive(engine, mean, low, high)
     return engine.divide(product(engine, "multiply", x, inverse.reshape(-1, 1)), length * engine.one)
 
@@ -136,6 +143,7 @@ def row_normalize_events(scheme: Scheme, rows: int, length: int, low: float, hig
     """Traffic of `row_normalize`."""
     return [
         *division_events(scheme, (rows,), length),
+        *check_range_events(scheme, rows),
         *reciprocal_positive_events(scheme, rows, low, high),
         *product_events("multiply", (rows, length), (rows, 1)),
         *division_events(scheme, (rows, length), length << scheme.precision_bits),
@@ -155,6 +163,7 @@ def layer_norm(engine: Engine, x: Ring, eps: float, low: float, high: float, fix
     variance = engine.divide(engine.plus(squares, (e * e).sum(1)), length)
     gain = 1 << _VARIANCE_GAIN_BITS
     variance = engine.truncate(variance, engine.fraction_bits - _VARIANCE_GAIN_BITS)
+    check_range(engine, variance, gain * low, gain * high)
     root = inverse_square_root(engine, engine.plus(variance, engine.encode(gain * eps)), gain * low, gain * high)
     weighted = engine.truncate(e * masked + known) if fixed else centred
     return engine.truncate(product(engine, "multiply", weighted, math.isqrt(gain) * root.reshape(-1, 1)))
@@ -170,6 +179,7 @@ def layer_norm_events(scheme: Scheme, rows: int, length: int, low: float, high: 
         opening(n),
         *division_events(scheme, (rows,), length),
         *truncation_events(scheme, (rows,), scheme.precision_bits - _VARIANCE_GAIN_BITS),
+        *check_range_events(scheme, rows),
         *inverse_square_root_events(scheme, rows, gain * low, gain * high),
         *(truncation_events(scheme, (rows, length)) if fixed else []),
         *product_events("multiply", (rows, length), (rows, 1)),
@@ -198,7 +208,7 @@ class BentMaterial:
     signs: Signs
     ring_bit: Ring
     bit_times_mask: Ring
-    squares: tuple[tuple[Ring, Ring], tuple[Ring, Ring]]
+    squares: list[tuple[Ring, Ring]]
     middle: Ring
     bit_times_middle: Ring
 
@@ -206,37 +216,34 @@ class BentMaterial:
 def bent(engine: Engine, x: Ring, chain: EvenChain, bound: float) -> Ring:
     """x / 2 + an even function of x inside +-cut, 0 below and x above, for flat |x| < bound: GELU and SiLU.
 
-    The even part is two squarings on x^2, while the bits [x < -cut] and [x < cut] are found: 4 rounds, 32 n bytes
-    and 2 (2 k - 1) bits an element.
+    The even part is a chain of squarings that starts from x^2; the bits [x < -cut] and [x < cut] are found beside it.
+    With s squarings s + 1 rounds, 8 (s + 1) n bytes and 2 (2 k - 1) bits an element.
     """
     n = x.size
     chunks = c.chunks_for(bound + chain.cut, engine.fraction_bits)
-    take: BentMaterial = engine.take("bent", n, chunks)
+    take: BentMaterial = engine.take("bent", n, chunks, len(chain.squares))
     (opened,) = engine.open(x + take.mask)
     w = take.mask_squared - 2 * opened * take.mask
-    w = engine.truncate(engine.plus(w, opened * opened))
-
+    terms = [engine.truncate(engine.plus(w, opened * opened))]
     edges = np.array([[engine.encode(-chain.cut)], [engine.encode(chain.cut)]])
     equal, less, top = c.look_up(opened - edges, take.signs.tables, chunks, engine.first)
-    planes = c.to_open(equal, less, take.signs.conjunction)
-    y = combination(engine, [w], [chain.a], chain.b)
-    mask, mask_squared = take.squares[0]
-    open_planes, e = engine.exchange([(planes, "bits"), (y - mask, "ring")])
-    q1 = engine.truncate(_square(engine, e, mask, mask_squared))
-
-    bits = c.borrow(open_planes, less, take.signs.conjunction) ^ top ^ take.signs.bit_mask
-    y = combination(engine, [q1, w], [chain.c, chain.d], chain.e)
-    mask, mask_squared = take.squares[1]
-    masked_bits, e = engine.exchange([(bits, "bits"), (y - mask, "ring")])
-    q2 = engine.truncate(_square(engine, e, mask, mask_squared))
-
-    middle = combination(engine, [x, w, q1, q2], [0.5, chain.k1, chain.k2, chain.k3], chain.k0)
+    beside = c.to_open(equal, less, take.signs.conjunction)  # what is opened beside the next square
+    for number, row in enumerate(chain.squares):
+        mask, mask_squared = take.squares[number]
+        y = combination(engine, terms, list(row[1:]), row[0])
+        parts: list[tuple[Any, Literal["ring", "bits"]]] = [(y - mask, "ring")]
+        e, *bits = engine.exchange([*parts, (beside, "bits")] if number < 2 else parts)
+        if number == 0:
+            beside = c.borrow(bits[0], less, take.signs.conjunction) ^ top ^ take.signs.bit_mask
+        elif number == 1:
+            masked_bits = bits[0]
+        terms.append(engine.truncate(_square(engine, e, mask, mask_squared)))
+    middle = combination(engine, [x, *terms], [0.5, *chain.combination[1:]], chain.combination[0] + chain.outside)
     (e,) = engine.open(middle - take.middle)
     bit = unpacked(masked_bits, n)  # [x < -cut] and [x < cut], masked
     below = times_masked(bit[1], opened, take.mask, take.ring_bit[1], take.bit_times_mask, engine.first)
     chosen = _times_bit(engine, bit, take.ring_bit, e, take.middle, take.bit_times_middle)
-    result: Ring = x - below + chosen[1] - chosen[0]
-    return result
+    return engine.plus(x - below + chosen[1] - chosen[0], -engine.encode(chain.outside))
 
 
 def _square(engine: Engine, e: Ring, mask: Ring, mask_squared: Ring) -> Ring:
@@ -253,33 +260,28 @@ def _times_bit(engine: Engine, bit: Ring, ring_bit: Ring, e: Ring, a: Ring, prod
 def bent_events(scheme: Scheme, n: int, chain: EvenChain, bound: float) -> Events:
     """Traffic of `bent`."""
     chunks = c.chunks_for(bound + chain.cut, scheme.precision_bits)
-    words = words_for(n)
-    dealer_bytes = c.compare_correlation_bytes(n, 2, chunks, tables=1) + 8 * 8 * n
+    squares, words = len(chain.squares), words_for(n)
+    dealer_bytes = c.compare_correlation_bytes(n, 2, chunks, tables=1) + 8 * (6 + squares) * n
+    beside = [2 * c.conjunction_planes(chunks) * words, 2 * words] + [0] * (squares - 2)
     cut = truncation_events(scheme, (n,))
-    return [
-        Correlation("bent", dealer_bytes, (n, chunks)),
-        opening(n),
-        *cut * 2,
-        opening(2 * c.conjunction_planes(chunks) * words, n),
-        *cut * 2,
-        opening(2 * words, n),
-        *cut * 2,
-        opening(n),
-    ]
+    events: Events = [Correlation("bent", dealer_bytes, (n, chunks, squares)), opening(n), *cut]
+    for bits in beside:
+        events += [*cut, opening(n, bits), *cut]
+    return [*events, *cut, opening(n)]
 
 
 @dealt("bent")
-def _deal_bent(source: Source, n: int, chunks: int) -> BentMaterial:
+def _deal_bent(source: Source, n: int, chunks: int, squares: int) -> BentMaterial:
     mask = source.ring((n,))
     mask_squared = source.share_ring((n,), lambda: mask.value * mask.value)
     material, bit = deal_signs(source, lambda: mask.value, n, (2,), chunks, shared_tables=True)
     ring_bit = source.share_ring((2, n), lambda: unpacked(bit.value, n))
     bit_times_mask = source.share_ring((n,), lambda: unpacked(bit.value[1], n) * mask.value)
-    squares = (_deal_square(source, n), _deal_square(source, n))
+    pairs = [_deal_square(source, n) for _ in range(squares)]
     middle = source.ring((n,))
     bit_times_middle = source.share_ring((2, n), lambda: unpacked(bit.value, n) * middle.value)
     return BentMaterial(
-        mask.share, mask_squared, material, ring_bit, bit_times_mask, squares, middle.share, bit_times_middle
+        mask.share, mask_squared, material, ring_bit, bit_times_mask, pairs, middle.share, bit_times_middle
     )
 
 

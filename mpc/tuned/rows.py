@@ -25,6 +25,7 @@ from mpc.tuned import functions as f
 from mpc.tuned import products as p
 from mpc.tuned import selection
 from mpc.tuned.approximations import GELU, SILU, exp_relative, sigmoid_pieces, tanh_pieces
+from mpc.tuned.checking import check_range, check_range_events
 from mpc.tuned.comparison import chunks_for
 from mpc.tuned.engine import Engine, Events, division_events, truncation_events
 from mpc.tuned.pieces import (
@@ -230,13 +231,28 @@ def _average_pool(
     return torch.from_numpy(engine.divide(windows.sum((-1, -2)).numpy(), height * width))
 
 
-def _flat(function: Callable[[Engine, Operation, Ring], Ring]) -> Callable[..., Tensor]:
-    """A form that works on flat arrays, for a function element by element."""
+def _flat(name: str, sends: Sends) -> Callable[[Callable[[Engine, Operation, Ring], Ring]], Callable[..., Tensor]]:
+    """Register a form that works on flat arrays, element by element, on arguments within the operation's range."""
 
-    def run(engine: Engine, operation: Operation, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        return torch.from_numpy(function(engine, operation, x.numpy().reshape(-1))).reshape(x.shape)
+    def cost(scheme: Scheme, operation: Operation) -> Events:
+        return check_range_events(scheme, operation.elements) + sends(scheme, operation)
 
-    return run
+    def register(function: Callable[[Engine, Operation, Ring], Ring]) -> Callable[..., Tensor]:
+        @tuned(name, sends=cost)
+        def run(engine: Engine, operation: Operation, x: Tensor, *_: Any, **__: Any) -> Tensor:
+            flat = x.numpy().reshape(-1)
+            check_range(engine, flat, *_checked_range(operation))
+            return torch.from_numpy(function(engine, operation, flat)).reshape(x.shape)
+
+        return run
+
+    return register
+
+
+def _checked_range(operation: Operation) -> Range:
+    """The range of the argument itself; a reciprocal's is of its magnitude."""
+    low, high = range_of(operation)
+    return (-high, high) if operation.op == "reciprocal" else (low, high)
 
 
 def _sign_chunks(scheme: Scheme, operation: Operation) -> int:
@@ -247,21 +263,20 @@ def _sign_sends(scheme: Scheme, operation: Operation) -> Events:
     return selection.negative_part_events(operation.elements, _sign_chunks(scheme, operation))
 
 
-@tuned("relu", sends=_sign_sends)
-@_flat
+@_flat("relu", _sign_sends)
 def _relu(engine: Engine, operation: Operation, x: Ring) -> Ring:
     return x - selection.negative_part(engine, x, _sign_chunks(engine.scheme, operation))
 
 
-@tuned("abs", sends=_sign_sends)
-@_flat
+@_flat("abs", _sign_sends)
 def _abs(engine: Engine, operation: Operation, x: Ring) -> Ring:
     return x - 2 * selection.negative_part(engine, x, _sign_chunks(engine.scheme, operation))
 
 
 def _maximum_sends(scheme: Scheme, operation: Operation) -> Events:
     chunks = chunks_for(2 * _bound(operation) if operation.get("range") else _bound(operation), scheme.precision_bits)
-    return selection.maximum_events(operation.elements, operation["length"], chunks)
+    checks = check_range_events(scheme, operation.operands[0].elements)
+    return checks + selection.maximum_events(operation.elements, operation["length"], chunks)
 
 
 @tuned("maximum", sends=_maximum_sends)
@@ -270,14 +285,15 @@ def _maximum(engine: Engine, operation: Operation, x: Tensor, dim: Any = (), kee
     moved = x.movedim(axis, -1)
     bound = 2 * _bound(operation) if operation.get("range") else _bound(operation)
     rows = moved.reshape(-1, x.shape[axis]).numpy()
+    check_range(engine, rows, *range_of(operation))
     best = selection.maximum(engine, rows, chunks_for(bound, engine.fraction_bits))
     result = torch.from_numpy(best).reshape(*moved.shape[:-1], 1).movedim(-1, axis)
     return result if keepdim else result.squeeze(axis)
 
 
-@tuned("exp", sends=lambda scheme, op: f.exp_events(scheme, op.output, exp_relative(_bound(op))))
-def _exp(engine: Engine, operation: Operation, x: Tensor) -> Tensor:
-    return torch.from_numpy(f.exp(engine, x.numpy(), exp_relative(_bound(operation))))
+@_flat("exp", lambda scheme, op: f.exp_events(scheme, (op.elements,), exp_relative(_bound(op))))
+def _exp(engine: Engine, operation: Operation, x: Ring) -> Ring:
+    return f.exp(engine, x, exp_relative(_bound(operation)))
 
 
 def _reciprocal_sends(scheme: Scheme, operation: Operation) -> Events:
@@ -292,8 +308,7 @@ def _reciprocal_sends(scheme: Scheme, operation: Operation) -> Events:
     )
 
 
-@tuned("reciprocal", sends=_reciprocal_sends)
-@_flat
+@_flat("reciprocal", _reciprocal_sends)
 def _reciprocal(engine: Engine, operation: Operation, x: Ring) -> Ring:
     """1 / x for low <= |x| <= high: the sign, x times it, the positive reciprocal, its sign again."""
     low, high = range_of(operation)
@@ -303,32 +318,27 @@ def _reciprocal(engine: Engine, operation: Operation, x: Ring) -> Ring:
     return p.product(engine, "multiply", reciprocal_positive(engine, magnitude, low, high), sign)
 
 
-@tuned("inverse_square_root", sends=lambda scheme, op: inverse_square_root_events(scheme, op.elements, *range_of(op)))
-@_flat
+@_flat("inverse_square_root", lambda scheme, op: inverse_square_root_events(scheme, op.elements, *range_of(op)))
 def _inverse_square_root(engine: Engine, operation: Operation, x: Ring) -> Ring:
     return inverse_square_root(engine, x, *range_of(operation))
 
 
-@tuned("gelu", sends=lambda scheme, op: f.bent_events(scheme, op.elements, GELU, _bound(op)))
-@_flat
+@_flat("gelu", lambda scheme, op: f.bent_events(scheme, op.elements, GELU, _bound(op)))
 def _gelu(engine: Engine, operation: Operation, x: Ring) -> Ring:
     return f.bent(engine, x, GELU, _bound(operation))
 
 
-@tuned("silu", sends=lambda scheme, op: f.bent_events(scheme, op.elements, SILU, _bound(op)))
-@_flat
+@_flat("silu", lambda scheme, op: f.bent_events(scheme, op.elements, SILU, _bound(op)))
 def _silu(engine: Engine, operation: Operation, x: Ring) -> Ring:
     return f.bent(engine, x, SILU, _bound(operation))
 
 
-@tuned("sigmoid", sends=lambda scheme, op: piecewise_events(scheme, op.elements, sigmoid_pieces(), _bound(op)))
-@_flat
+@_flat("sigmoid", lambda scheme, op: piecewise_events(scheme, op.elements, sigmoid_pieces(), _bound(op)))
 def _sigmoid(engine: Engine, operation: Operation, x: Ring) -> Ring:
     return piecewise(engine, x, sigmoid_pieces(), _bound(operation))
 
 
-@tuned("tanh", sends=lambda scheme, op: piecewise_events(scheme, op.elements, tanh_pieces(), _bound(op)))
-@_flat
+@_flat("tanh", lambda scheme, op: piecewise_events(scheme, op.elements, tanh_pieces(), _bound(op)))
 def _tanh(engine: Engine, operation: Operation, x: Ring) -> Ring:
     return piecewise(engine, x, tanh_pieces(), _bound(operation))
 

@@ -79,12 +79,10 @@ def evaluated(function: ExpChain | Pieces | EvenChain, x: NDArray[np.float64]) -
 @pytest.mark.parametrize(
     ("low", "squarings", "error", "fixed_error"),
     [
-        (-13.5, 4, 2.1e-4, 1.0e-3),
-        (-24.0, 4, 8.3e-4, 1.6e-3),
-        (-27.0, 5, 1.3e-4, 1.8e-3),
-        (-54.0, 5, 1.3e-4, 1.8e-3),
-        (-108.0, 6, 1.7e-4, 4e-3),
-        (-216.0, 7, 2.2e-4, 8e-3),
+        (-13.5, 5, 4.4e-4, 2.0e-3),
+        (-27.0, 5, 4.4e-4, 2.0e-3),
+        (-54.0, 6, 9e-4, 4e-3),
+        (-108.0, 7, 1.8e-3, 8e-3),
     ],
 )
 def test_exp_chain_errs_as_stated(low: float, squarings: int, error: float, fixed_error: float) -> None:
@@ -93,14 +91,9 @@ def test_exp_chain_errs_as_stated(low: float, squarings: int, error: float, fixe
     exact = np.exp(x / ONE)
     assert chain.squarings == squarings and chain.low <= low
     assert np.abs(evaluated(chain, x[::10] / ONE) - exact[::10]).max() < error
-    assert np.abs(FixedPoint().exp(chain, x) / ONE - exact).max() < fixed_error
-
-
-def test_exp_chain_beats_the_published_start_at_the_same_squarings() -> None:
-    prototype = ExpChain(0.08538, 0.86878, (-0.0039, 0.55423, -0.24842, -0.00335), -13.5, 0.05)
-    x = np.linspace(-13.5, 0.05, 2001)
-    errors = [np.abs(evaluated(chain, x) - np.exp(x)).max() for chain in (prototype, exp_chain(-13.5))]
-    assert errors[1] < errors[0] / 4
+    fixed = np.abs(FixedPoint().exp(chain, x) / ONE - exact)
+    assert fixed.max() < fixed_error
+    assert fixed[exact < 1 / 16].max() < 4e-4  # where most entries of a softmax lie
 
 
 @pytest.mark.parametrize(
@@ -220,14 +213,6 @@ def test_exp_constants_follow_from_the_prototype_by_minimax() -> None:
     assert error == pytest.approx(1.91e-4, rel=0.02)
     rounded, rounded_error = fits.on_grid(fits.exp_form, constants, x, np.exp(x))
     assert np.array_equal(rounded / fits.ULP, np.round(rounded / fits.ULP)) and rounded_error < 2.15e-4
-
-
-@pytest.mark.parametrize("chain", [exp_chain(-24.0), exp_chain(-54.0)])
-def test_exp_constants_are_near_a_local_optimum(chain: ExpChain) -> None:
-    x = np.unique([*fits.chebyshev_grid(chain.low, 0.05, 90), *fits.chebyshev_grid(-14.0, 0.05, 90)])
-    start = (chain.start, chain.slope, *chain.constants)
-    _, error = fits.minimax(fits.exp_form, start, x, np.exp(x), steps=10, radius=0.01)
-    assert error > 0.8 * np.abs(evaluated(chain, x) - np.exp(x)).max()
 
 
 @pytest.mark.parametrize(("chain", "function"), [(GELU, gelu), (GELU_SHORT, gelu), (SILU, silu), (SILU_SHORT, silu)])

@@ -87,7 +87,7 @@ def test_truncation_is_off_by_at_most_one_unit(scheme: Scheme) -> None:
 
 
 def test_local_truncation_ruins_large_values_and_the_dealers_never_does() -> None:
-    """A value of 2^61 wraps in one pair of shares of eight (2^61 / 2^64); the dealer's truncation is still right to a unit."""
+    """A value of 2^61 wraps in one of eight pairs of shares; truncation by the dealer is still right to a unit."""
     values = np.full(4000, 2**61)
     local = run_both(lambda e, a: e.truncate(a), [], shared(values))
     ruined = np.mean(np.abs(local.opened - (values >> 16)) > 1)

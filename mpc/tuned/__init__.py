@@ -1,0 +1,1 @@
+"""The tuned scheme: two parties and a dealer, one message a round."""
