@@ -48,9 +48,15 @@ def _exp_chain(start: int, slope: int, constants: tuple[int, ...], low: float, h
     return ExpChain(slope * ULP, start * ULP, tuple(c * ULP for c in constants), low, high)
 
 
-# Least absolute error below e^0.05. Over a row of softmax, where most entries are near 0, such errors add up: one plain
-# squaring more (`doubled`) leaves their squares.
-_EXP_CHAIN = _exp_chain(58504, 5436, (-1786, 32784, -12599, -212), -13.5, 0.05)  # float 2.1e-4, fixed 1.0e-3
+# Over a row of softmax most entries are near 0, and errors there add up. So either the fit of least absolute error is
+# followed by one plain squaring (`doubled`), which leaves the square of an error near 0; or the fit weighs errors by
+# 1 / max(e^x, 0.02), which gives up some accuracy near 1. Slopes are even, so that doubling keeps them on the grid.
+_EXP_CHAINS: tuple[ExpChain, ...] = (
+    _exp_chain(58504, 5436, (-1786, 32784, -12599, -212), -13.5, 0.05).doubled(),  # float 3.1e-4, fixed 1.9e-3
+    _exp_chain(70490, 2198, (-17705, 11669, 5101, -1045, 1), -54.0, 0.05),  # weighted: float 7.5e-4, fixed 2.4e-3
+    _exp_chain(70878, 2260, (-19971, 13534, 6724, -1837, 1), -54.0, 0.05).doubled(),  # float 1.7e-4, fixed 3.6e-3
+    _exp_chain(78582, 1956, (-29943, -6833, 19659, -4772, -27), -72.0, 0.05).doubled(),  # float 2.6e-4, fixed 4e-3
+)
 
 # Least error relative to max(e^x, 2^-8).
 _RELATIVE_CHAINS = (
@@ -62,14 +68,18 @@ EXP_RELATIVE_BOUND = 10.0  # e^10 = 22026: the last square before truncation sti
 
 @lru_cache
 def exp_chain(low: float) -> ExpChain:
-    """The chain for e^x on [low, 0]: 5 squarings to -27, one more for every doubling of the domain.
+    """The chain for e^x on [low, 0]: 5 squarings to -54, 6 to -144, one more for every doubling after.
 
-    Fixed error 1.9e-3 to -27, 3.8e-3 to -54, 7.6e-3 to -108, largest near 0 and from rounding; below e^x = 1/16 less
-    than 4e-4. Softmax over 65 unit-variance scores errs 7e-4 with it. Below `low` the value is wrong without bound.
+    Fixed error 1.9e-3 to -27, 2.4e-3 to -54, 4e-3 to -144, 8e-3 to -288, largest near 0 and from rounding; below
+    e^x = 1/16 less than 4e-4 to -144. Softmax over 65 unit-variance scores errs 6e-4 with each of the first two.
+    Below `low` the value is wrong without bound.
     """
     if not (math.isfinite(low) and low < 0):
         raise ValueError(f"e^x is fitted on [low, 0] with low < 0, not low = {low}: subtract the maximum first")
-    chain = _EXP_CHAIN.doubled()
+    for chain in _EXP_CHAINS:
+        if chain.low <= low:
+            return chain
+    chain = _EXP_CHAINS[-1]
     while chain.low > low:
         chain = chain.doubled()
     return chain

@@ -79,10 +79,11 @@ def evaluated(function: ExpChain | Pieces | EvenChain, x: NDArray[np.float64]) -
 @pytest.mark.parametrize(
     ("low", "squarings", "error", "fixed_error"),
     [
-        (-13.5, 5, 4.4e-4, 2.0e-3),
-        (-27.0, 5, 4.4e-4, 2.0e-3),
-        (-54.0, 6, 9e-4, 4e-3),
-        (-108.0, 7, 1.8e-3, 8e-3),
+        (-13.5, 5, 3.1e-4, 1.9e-3),
+        (-27.0, 5, 3.1e-4, 1.9e-3),
+        (-54.0, 5, 7.5e-4, 2.4e-3),
+        (-108.0, 6, 1.7e-4, 4e-3),
+        (-144.0, 6, 2.6e-4, 4e-3),
     ],
 )
 def test_exp_chain_errs_as_stated(low: float, squarings: int, error: float, fixed_error: float) -> None:
@@ -215,6 +216,15 @@ def test_exp_constants_follow_from_the_prototype_by_minimax() -> None:
     assert np.array_equal(rounded / fits.ULP, np.round(rounded / fits.ULP)) and rounded_error < 2.15e-4
 
 
+def test_the_weighted_exp_constants_are_near_a_local_optimum() -> None:
+    chain = exp_chain(-54.0)
+    x = np.unique([*fits.chebyshev_grid(-54.0, 0.05, 140), *fits.chebyshev_grid(-14.0, 0.05, 100)])
+    weight = 1 / np.maximum(np.exp(x), 0.02)
+    start = (chain.start, chain.slope, *chain.constants)
+    before = np.abs(weight * (evaluated(chain, x) - np.exp(x))).max()
+    assert fits.minimax(fits.exp_form, start, x, np.exp(x), weight, steps=100, radius=0.01)[1] > 0.7 * before
+
+
 @pytest.mark.parametrize(("chain", "function"), [(GELU, gelu), (GELU_SHORT, gelu), (SILU, silu), (SILU_SHORT, silu)])
 def test_even_constants_are_near_a_local_optimum(chain: EvenChain, function: object) -> None:
     assert callable(function)
@@ -223,3 +233,13 @@ def test_even_constants_are_near_a_local_optimum(chain: EvenChain, function: obj
     start = [*(number for row in chain.squares for number in row), *chain.combination]
     _, error = fits.minimax(fits.even_form(chain.squarings), start, x, target, steps=5, radius=0.01)
     assert error > 0.8 * np.abs(evaluated(chain, x) - function(x)).max()
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 3.0])
+@pytest.mark.parametrize("low", [-27.0, -54.0, -108.0])
+def test_softmax_by_a_chain_errs_less_than_two_thousandths(low: float, spread: float) -> None:
+    scores = np.random.default_rng(0).normal(size=(1000, 65)) * spread
+    x = np.round((scores - scores.max(1, keepdims=True)) * ONE).astype(np.int64)
+    exact, fixed = np.exp(x / ONE), FixedPoint().exp(exp_chain(low), x) / ONE
+    error = fixed / fixed.sum(1, keepdims=True) - exact / exact.sum(1, keepdims=True)
+    assert np.abs(error).max() < 2e-3
