@@ -48,3 +48,15 @@ def two_direct_parties() -> Parties:
 def three_direct_parties() -> Parties:
     """Three party processes of scheme crypten that are joined by direct links."""
     return _parties(Scheme(parties=3, transport="direct"))
+
+
+@pytest.fixture
+def tuned_parties() -> Parties:
+    """Two party processes of the tuned scheme and a first-party dealer."""
+    return _parties(Scheme("tuned", transport="direct"))
+
+
+@pytest.fixture
+def tuned_parties_and_dealer() -> Parties:
+    """Two party processes of the tuned scheme and a third process that deals."""
+    return _parties(Scheme("tuned", transport="direct", dealer="ttp"))

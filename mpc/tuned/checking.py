@@ -17,13 +17,14 @@ from mpc.tuned.prg import Ring
 from mpc.tuned.selection import Signs, deal_signs, signs
 from mpc.tuned.sources import Source
 
-_CHUNKS = c.MAX_CHUNKS  # values are told apart up to 2^(32 - f); what lies beyond even that may go unnoticed
+_CHUNKS = c.MAX_CHUNKS  # values and edges are told apart while both lie within +-2^(31 - f)
 
 
 def check_range(engine: Engine, x: Ring, low: float, high: float) -> None:
     """Add to the engine's count how many entries of x lie outside [low, high], where the scheme checks ranges.
 
-    3 rounds, 8 n bytes and 30 bits an element.
+    3 rounds, 8 n bytes and 30 bits an element. Edges beyond +-2^(31 - f) are checked there, and a value that is out by
+    more than 2^(32 - f) may go unnoticed.
     """
     if not engine.scheme.range_check:
         return
@@ -31,7 +32,7 @@ def check_range(engine: Engine, x: Ring, low: float, high: float) -> None:
     n = flat.size
     mask, material, ring_bit = engine.take("range_check", n)
     (opened,) = engine.open(flat + mask)
-    edges = np.array([[engine.encode(low)], [engine.encode(high) + 1]])
+    edges = np.clip([[engine.encode(low)], [engine.encode(high) + 1]], -(2**31), 2**31)
     (masked_bits,) = engine.open_bits(signs(engine, opened - edges, material, _CHUNKS))
     bit = unpacked(masked_bits, n)
     below = (1 - 2 * bit) * ring_bit

@@ -7,9 +7,10 @@ the masked opening of x.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,20 +40,20 @@ class PiecesMaterial:
     step: tuple[Ring, ...]
 
 
-def _chunks(pieces: Pieces, bound: float, fraction_bits: int) -> int:
-    """Chunks that compare |x| < bound with every threshold."""
-    return c.chunks_for(bound + max(abs(t) for t in pieces.thresholds), fraction_bits)
+def _chunks(pieces: Pieces, low: float, high: float, fraction_bits: int) -> int:
+    """Chunks that compare x in [low, high] with every threshold."""
+    return c.chunks_for(max(high - pieces.thresholds[0], pieces.thresholds[-1] - low), fraction_bits)
 
 
-def piecewise(engine: Engine, x: Ring, pieces: Pieces, bound: float) -> Ring:
-    """The piecewise linear function of flat x, |x| < bound: 3 rounds, 8 n bytes and J (2 k - 1) bits an element."""
-    value, _, _ = _evaluate(engine, x, pieces, bound, "none")
+def piecewise(engine: Engine, x: Ring, pieces: Pieces, low: float, high: float) -> Ring:
+    """The piecewise linear function of flat x in [low, high]: 3 rounds, 8 n bytes and J (2 k - 1) bits an element."""
+    value, _, _ = _evaluate(engine, x, pieces, low, high, "none")
     return value
 
 
-def piecewise_events(scheme: Scheme, n: int, pieces: Pieces, bound: float, step: Step = "none") -> Events:
+def piecewise_events(scheme: Scheme, n: int, pieces: Pieces, low: float, high: float, step: Step = "none") -> Events:
     """Traffic of `piecewise`, or of the start of a function with `step`."""
-    thresholds, chunks = len(pieces.thresholds), _chunks(pieces, bound, scheme.precision_bits)
+    thresholds, chunks = len(pieces.thresholds), _chunks(pieces, low, high, scheme.precision_bits)
     ring_words = 2 * thresholds * n + _STEP_PRODUCTS[step] * n
     dealer_bytes = c.compare_correlation_bytes(n, thresholds, chunks, tables=1) + 8 * ring_words
     return [
@@ -60,14 +61,36 @@ def piecewise_events(scheme: Scheme, n: int, pieces: Pieces, bound: float, step:
         opening(n),
         c.conjunction_opening(n, thresholds, chunks),
         opening(thresholds * words_for(n), bits=True),
-        *truncation_events(scheme, (n,), pieces.slope_bits),
+        *truncation_events(scheme, (n,), _slope_bits(scheme, pieces)),
     ]
 
 
-def _evaluate(engine: Engine, x: Ring, pieces: Pieces, bound: float, step: Step) -> tuple[Ring, Ring, PiecesMaterial]:
+def _slope_bits(scheme: Scheme, pieces: Pieces) -> int:
+    """Fraction bits of slopes where the dealer truncates.
+
+    Local truncation ruins a value v at f + s bits with probability |v| 2^(f + s - 64), so that s stays at f there, and
+    x gives up bits instead where it is large (`_shifts`).
+    """
+    if scheme.truncation == "local":
+        return scheme.precision_bits
+    room = 61 - scheme.precision_bits - math.ceil(math.log2(max(map(abs, pieces.intercepts))))
+    return min(pieces.slope_bits, room)
+
+
+def _shifts(scheme: Scheme, pieces: Pieces) -> list[int]:
+    """Bits of x that each piece's slope gains and x loses: as many as x has before its binary point there."""
+    if scheme.truncation == "dealer":
+        return [0] * len(pieces.slopes)
+    edges = [abs(t) for t in (*pieces.thresholds, pieces.thresholds[-1])]
+    return [max(0, min(math.floor(math.log2(max(edge, 1.0))), scheme.precision_bits)) for edge in edges]
+
+
+def _evaluate(
+    engine: Engine, x: Ring, pieces: Pieces, low: float, high: float, step: Step
+) -> tuple[Ring, Ring, PiecesMaterial]:
     """The value, x as it was opened, and the material."""
     n, thresholds = x.size, len(pieces.thresholds)
-    chunks = _chunks(pieces, bound, engine.fraction_bits)
+    chunks = _chunks(pieces, low, high, engine.fraction_bits)
     material: PiecesMaterial = engine.take("pieces", n, thresholds, chunks, step)
     (opened,) = engine.open(x + material.mask)
     edges = np.array([engine.encode(t) for t in pieces.thresholds]).reshape(-1, 1)
@@ -77,15 +100,23 @@ def _evaluate(engine: Engine, x: Ring, pieces: Pieces, bound: float, step: Step)
     if engine.first:
         below += bit
     below_times_x = times_masked(bit, opened, material.mask, material.ring_bit, material.product, engine.first)
-    slopes = [engine.encode(value, pieces.slope_bits) for value in pieces.slopes]
-    intercepts = [engine.encode(value, engine.fraction_bits + pieces.slope_bits) for value in pieces.intercepts]
-    result = slopes[-1] * x + _column(intercepts).T @ below + _column(slopes).T @ below_times_x
-    return engine.truncate(engine.plus(result.reshape(-1), intercepts[-1]), pieces.slope_bits), opened, material
+    bits, shifts = _slope_bits(engine.scheme, pieces), _shifts(engine.scheme, pieces)
+    # Of the piece x lies in and all above it, thresholds count: each adds the step from the piece above to its own.
+    steps = [engine.encode(a - b, bits + t) for (a, b), t in zip(pairwise(pieces.slopes), shifts, strict=False)]
+    rises = [engine.encode(a - b, engine.fraction_bits + bits) for a, b in pairwise(pieces.intercepts)]
+    shifted = _shifted(engine, below_times_x, np.array(shifts[:-1]).reshape(-1, 1))
+    result = np.array(rises) @ below + np.array(steps) @ shifted
+    result += engine.encode(pieces.slopes[-1], bits + shifts[-1]) * _shifted(engine, x, shifts[-1])
+    result = engine.plus(result, engine.encode(pieces.intercepts[-1], engine.fraction_bits + bits))
+    return engine.truncate(result, bits), opened, material
 
 
-def _column(values: list[int]) -> Ring:
-    """Steps from each piece to the next, as a column."""
-    return np.array([before - after for before, after in pairwise(values)]).reshape(-1, 1)
+def _shifted(engine: Engine, share: Ring, bits: Any) -> Ring:
+    """share / 2^bits, truncated locally."""
+    if not np.any(bits):
+        return share
+    shifted: Ring = share >> bits if engine.first else -((-share) >> bits)
+    return shifted
 
 
 @dealt("pieces")
@@ -123,7 +154,7 @@ def _times(engine: Engine, e: Ring, a: Ring, h: Ring, b: Ring, product: Ring) ->
 
 def reciprocal_positive(engine: Engine, x: Ring, low: float, high: float) -> Ring:
     """1 / x for flat x in [low, high]: 5 rounds. Below `low` the result stays finite."""
-    start, opened, material = _evaluate(engine, x, reciprocal_pieces(low, high), high, "reciprocal")
+    start, opened, material = _evaluate(engine, x, reciprocal_pieces(low, high), 0.0, high, "reciprocal")
     a, b, mask_a, a_b = material.step
     (e,) = engine.open(start - a)
     near_one = engine.truncate(_masked_times(engine, opened, material.mask, e, a, mask_a))
@@ -135,12 +166,12 @@ def reciprocal_positive(engine: Engine, x: Ring, low: float, high: float) -> Rin
 def reciprocal_positive_events(scheme: Scheme, n: int, low: float, high: float) -> Events:
     """Traffic of `reciprocal_positive`."""
     step: Events = [opening(n), *truncation_events(scheme, (n,))]
-    return piecewise_events(scheme, n, reciprocal_pieces(low, high), high, "reciprocal") + step * 2
+    return piecewise_events(scheme, n, reciprocal_pieces(low, high), 0.0, high, "reciprocal") + step * 2
 
 
 def inverse_square_root(engine: Engine, x: Ring, low: float, high: float) -> Ring:
     """x^(-1/2) for flat x in [low, high]: 6 rounds. Below `low` the result stays finite."""
-    start, opened, material = _evaluate(engine, x, inverse_root_pieces(low, high), high, "inverse_root")
+    start, opened, material = _evaluate(engine, x, inverse_root_pieces(low, high), 0.0, high, "inverse_root")
     a, b, d, mask_a, a_b, a_d = material.step
     (e,) = engine.open(start - a)
     root = engine.truncate(_masked_times(engine, opened, material.mask, e, a, mask_a))  # x w, about sqrt x
@@ -155,4 +186,4 @@ def inverse_square_root_events(scheme: Scheme, n: int, low: float, high: float) 
     """Traffic of `inverse_square_root`."""
     step: Events = [opening(n), *truncation_events(scheme, (n,))]
     last: Events = [opening(n), *truncation_events(scheme, (n,), scheme.precision_bits + 1)]
-    return piecewise_events(scheme, n, inverse_root_pieces(low, high), high, "inverse_root") + step * 2 + last
+    return piecewise_events(scheme, n, inverse_root_pieces(low, high), 0.0, high, "inverse_root") + step * 2 + last

@@ -333,14 +333,14 @@ def _silu(engine: Engine, operation: Operation, x: Ring) -> Ring:
     return f.bent(engine, x, SILU, _bound(operation))
 
 
-@_flat("sigmoid", lambda scheme, op: piecewise_events(scheme, op.elements, sigmoid_pieces(), _bound(op)))
+@_flat("sigmoid", lambda scheme, op: piecewise_events(scheme, op.elements, sigmoid_pieces(), *range_of(op)))
 def _sigmoid(engine: Engine, operation: Operation, x: Ring) -> Ring:
-    return piecewise(engine, x, sigmoid_pieces(), _bound(operation))
+    return piecewise(engine, x, sigmoid_pieces(), *range_of(operation))
 
 
-@_flat("tanh", lambda scheme, op: piecewise_events(scheme, op.elements, tanh_pieces(), _bound(op)))
+@_flat("tanh", lambda scheme, op: piecewise_events(scheme, op.elements, tanh_pieces(), *range_of(op)))
 def _tanh(engine: Engine, operation: Operation, x: Ring) -> Ring:
-    return piecewise(engine, x, tanh_pieces(), _bound(operation))
+    return piecewise(engine, x, tanh_pieces(), *range_of(operation))
 
 
 def _softmax_range(scheme: Scheme, operation: Operation) -> float:
