@@ -39,7 +39,7 @@ def check_range(engine: Engine, x: Ring, low: float, high: float) -> None:
     if engine.first:
         below += bit
         below[1] -= 1
-    engine.outside += int((below[0] - below[1]).sum())
+    engine.outside += (below[0] - below[1]).sum()
 
 
 def check_range_events(scheme: Scheme, n: int) -> Events:

@@ -55,7 +55,7 @@ class Engine:
         self.first = party == 0
         self.fraction_bits = scheme.precision_bits
         self.one = 1 << scheme.precision_bits
-        self.outside = 0  # share of how many values lay outside their ranges
+        self.outside = np.zeros(1, np.int64)  # share of how many values lay outside their ranges
         self._stock: deque[tuple[Correlation, Any]] = deque()
 
     def stock(self, program: Iterable[Correlation]) -> None:

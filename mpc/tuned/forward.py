@@ -128,7 +128,7 @@ def tuned_forward(
         weights = {name: reading.wrap(share.shape, share, "weight") for name, share in shared.items()}
         for _ in range(repeats):
             reading.operations.clear()
-            engine.outside = 0
+            engine.outside[:] = 0
             x = reading.wrap(input_shape, secret, "secret")  # anew: a module may write into its input
             _barrier(party)
             ledger.start()
@@ -205,7 +205,7 @@ def _reveal(share: Tensor, to: int | None, engine: Engine, party: Party) -> tupl
     """
     mine = np.ascontiguousarray(share.numpy().reshape(-1))
     if engine.scheme.range_check:
-        mine = np.append(mine, np.int64(engine.outside))
+        mine = np.append(mine, engine.outside)
     if to is None:
         (opened,) = engine.open(mine)
     else:
