@@ -64,6 +64,7 @@ _RANGED = {
 }
 _POSITIVE = {"layer_norm", "reciprocal", "inverse_square_root", "row_normalize"}
 _MARGIN = 2.0  # how much wider a declared range is than what calibration saw
+_SMALLEST = 2.0**-14  # positive values below keep no digits with 16 fraction bits
 _GAP_MARGIN = 1.5  # the same for softmax, whose range costs a round for every doubling
 
 Observed = dict[str, Tensor]
@@ -194,7 +195,7 @@ def declared_ranges(module: nn.Module, inputs: Tensor, scheme: Scheme) -> Ranges
 def _widened(op: str, name: str, span: Span) -> Span:
     low, high = span
     if op in _POSITIVE:
-        return max(low / _MARGIN, DEFAULT[op][0]), min(high * _MARGIN, DEFAULT[op][1])
+        return max(low / _MARGIN, _SMALLEST), min(high * _MARGIN, DEFAULT[op][1])
     if name == "softmax gap":
         return min(low, -1.0) * _GAP_MARGIN, 0.0
     bound = _MARGIN * max(abs(low), abs(high), 2.0**-8)

@@ -28,7 +28,7 @@ DEFAULT: dict[str, Range] = {
     "reciprocal": (4.0**-7, 65536.0),
     "inverse_square_root": (4.0**-7, 65536.0),
     "row_normalize": (4.0**-6, 65536.0),
-    "layer_norm": (1e-3, 2500.0),
+    "layer_norm": (2.0**-13, 2048.0),
 }
 
 

@@ -31,8 +31,6 @@ from mpc.tuned.selection import Signs, deal_signs, times_masked
 from mpc.tuned.sources import FixedMask, Source
 
 _MAXIMUM_CHUNKS = 4  # 16 bits tell scores apart to 2^-16 of their range, which softmax does not notice
-# Layer norm takes 16 x variance: 4 more fraction bits, and eps = 1e-5 no longer rounds to nothing.
-_VARIANCE_GAIN_BITS = 4
 
 
 def combination(engine: Engine, terms: list[Ring], factors: list[float], constant: float = 0.0) -> Ring:
@@ -150,6 +148,16 @@ def row_normalize_events(scheme: Scheme, rows: int, length: int, low: float, hig
     ]
 
 
+def _variance_gain_bits(low: float, high: float) -> int:
+    """An even number of bits by which layer norm scales variances up, so that both ends of their range keep digits.
+
+    A small variance loses digits as it is, a large one as its inverse root; the scale balances the two.
+    """
+    balanced = -2 / 3 * math.log2(2 * low * math.sqrt(high))
+    largest = math.log2(2.0**15 / high)
+    return max(0, 2 * math.floor(min(balanced, largest, 14) / 2))
+
+
 def layer_norm(engine: Engine, x: Ring, eps: float, low: float, high: float, fixed: bool) -> Ring:
     """(x - mean) / sqrt(variance + eps) of rows (B, L), variance in [low, high], times fixed weights where there are.
 
@@ -161,8 +169,9 @@ def layer_norm(engine: Engine, x: Ring, eps: float, low: float, high: float, fix
     (e,) = engine.open(centred - a)
     squares = 2 * (e * a).sum(1) + a_squared
     variance = engine.divide(engine.plus(squares, (e * e).sum(1)), length)
-    gain = 1 << _VARIANCE_GAIN_BITS
-    variance = engine.truncate(variance, engine.fraction_bits - _VARIANCE_GAIN_BITS)
+    gain_bits = _variance_gain_bits(low, high)
+    gain = 1 << gain_bits
+    variance = engine.truncate(variance, engine.fraction_bits - gain_bits)
     check_range(engine, variance, gain * low, gain * high)
     root = inverse_square_root(engine, engine.plus(variance, engine.encode(gain * eps)), gain * low, gain * high)
     weighted = engine.truncate(e * masked + known) if fixed else centred
@@ -171,14 +180,15 @@ def layer_norm(engine: Engine, x: Ring, eps: float, low: float, high: float, fix
 
 def layer_norm_events(scheme: Scheme, rows: int, length: int, low: float, high: float, fixed: bool) -> Events:
     """Traffic of `layer_norm`; the setup of its weights is the caller's."""
-    n, gain = rows * length, 1 << _VARIANCE_GAIN_BITS
+    n, gain_bits = rows * length, _variance_gain_bits(low, high)
+    gain = 1 << gain_bits
     dealer_bytes = 8 * (rows + n * fixed)
     return [
         *division_events(scheme, (rows,), length),
         Correlation("layer_norm", dealer_bytes, (rows, length, fixed)),
         opening(n),
         *division_events(scheme, (rows,), length),
-        *truncation_events(scheme, (rows,), scheme.precision_bits - _VARIANCE_GAIN_BITS),
+        *truncation_events(scheme, (rows,), scheme.precision_bits - gain_bits),
         *check_range_events(scheme, rows),
         *inverse_square_root_events(scheme, rows, gain * low, gain * high),
         *(truncation_events(scheme, (rows, length)) if fixed else []),
