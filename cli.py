@@ -9,7 +9,7 @@ import dis
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from mpc.ranges import Ranges
     from mpc.scheme import Roles, Scheme
     from mpc.trace import Trace
     from mpc.traffic import Traffic
@@ -37,17 +38,32 @@ Model = Annotated[str, typer.Argument(help="mpcvit:NAME, deit:NAME, timm:NAME?ar
 Networks = Annotated[
     list[str] | None, typer.Option("--network", help="a profile, or bandwidth/round trip: 400mbit/40ms; repeatable")
 ]
-SchemeName = Annotated[str, typer.Option("--scheme", help="protocols: crypten")]
-Functions = Annotated[str, typer.Option(help="documented (ours where CrypTen has none or a wrong one) or released")]
+SchemeName = Annotated[str, typer.Option("--scheme", help="protocols: crypten, or tuned (ours, two parties)")]
+Functions = Annotated[
+    str,
+    typer.Option(
+        help="documented; released (crypten: nothing of ours); max_free (tuned: a softmax that takes no maximum)"
+    ),
+]
 Parties = Annotated[int, typer.Option(help="computing parties: 2 or 3")]
 Dealer = Annotated[str, typer.Option(help="tfp (the first party deals: benchmark only) or ttp (a third process)")]
-Transport = Annotated[str, typer.Option(help="how messages travel: gloo")]
+Transport = Annotated[
+    str | None,
+    typer.Option(help="how messages travel: gloo or direct; by default crypten's is gloo, tuned's direct"),
+]
+Truncation = Annotated[str, typer.Option(help="local, or for tuned dealer: one opening more, cannot wrap")]
+RangeCheck = Annotated[bool, typer.Option("--range-check", help="tuned counts securely what lay outside its ranges")]
 Weights = Annotated[str, typer.Option(help="private (shared) or public")]
 PrecisionBits = Annotated[int, typer.Option(help="fraction bits of the fixed-point numbers")]
 Batch = Annotated[int, typer.Option(min=1, help="images in one forward pass")]
 InputOwner = Annotated[int, typer.Option(help="party that brings the images")]
 ModelOwner = Annotated[int, typer.Option(help="party that brings the weights")]
 RevealTo = Annotated[str, typer.Option(help="party that learns the logits, or all")]
+DeclaredRanges = Annotated[
+    str | None,
+    typer.Option("--ranges", help="of tuned: calibrated (on other inputs), default, or a file; calibrated by default"),
+]
+SaveRanges = Annotated[Path | None, typer.Option(help="write the ranges that were used to this file")]
 JsonOnly = Annotated[bool, typer.Option("--json", help="leave out the table")]
 
 
@@ -93,15 +109,19 @@ def doctor(
 
 @app.command()
 def predict(
+    ctx: typer.Context,
     model: Model,
     network: Networks = None,
     scheme: SchemeName = "crypten",
     functions: Functions = "documented",
     parties: Parties = 2,
     dealer: Dealer = "tfp",
-    transport: Transport = "gloo",
+    transport: Transport = None,
     weights: Weights = "private",
     precision_bits: PrecisionBits = 16,
+    truncation: Truncation = "local",
+    range_check: RangeCheck = False,
+    ranges: Annotated[str | None, typer.Option(help="of tuned: default, or a file as --save-ranges writes it")] = None,
     batch: Batch = 1,
     input_owner: InputOwner = 0,
     model_owner: ModelOwner = 1,
@@ -118,15 +138,17 @@ def predict(
     from mpc.network import network as profile
 
     profiles = [profile(name) for name in network] if network else list(PROFILES.values())
-    chosen = scheme_of(scheme, parties, functions, dealer, transport, weights, precision_bits)
+    chosen = scheme_of(ctx.params)
     roles = roles_of(input_owner, model_owner, reveal_to, parties)
+    declared = ranges_of(ranges, [chosen], calibrates=False)
 
     from models.names import build, input_shape
+    from mpc.ranges import NOTHING_DECLARED
     from mpc.reading import shape_reading
 
     with progress_console.status(f"reading {model}"):
         module = build(model)
-        trace = shape_reading(module, (batch, *input_shape(module)[1:]), chosen.weights)
+        trace = shape_reading(module, (batch, *input_shape(module)[1:]), chosen.weights, declared or NOTHING_DECLARED)
         seconds = _seconds(trace, chosen, profiles)
     traffic, by_op, by_module = trace.traffic(chosen), trace.by_op(chosen), trace.by_module(chosen)
     phases = traffic.to_json()
@@ -155,14 +177,20 @@ def predict(
     )
 
 
-def scheme_of(
-    scheme: str, parties: int, functions: str, dealer: str, transport: str, weights: str, precision_bits: int
-) -> Scheme:
-    """The scheme as options give it; UsageError for a choice that does not exist."""
-    from mpc.scheme import Scheme
+def scheme_of(options: Mapping[str, Any]) -> Scheme:
+    """The scheme that a verb's options name; UsageError where there is no such scheme, or they name several."""
+    from bench.scheme_list import one_scheme
 
     with wrong_usage():
-        return Scheme(scheme, parties, functions, dealer, transport, weights, precision_bits)  # type: ignore[arg-type]
+        return one_scheme(options)
+
+
+def schemes_of(options: Mapping[str, Any]) -> list[Scheme]:
+    """The schemes that a verb's options name, for verbs that compare; UsageError as `scheme_of`."""
+    from bench.scheme_list import schemes_named
+
+    with wrong_usage():
+        return schemes_named(options)
 
 
 def roles_of(input_owner: int, model_owner: int, reveal_to: str, parties: int) -> Roles:
@@ -174,6 +202,14 @@ def roles_of(input_owner: int, model_owner: int, reveal_to: str, parties: int) -
     roles = Roles(input_owner, model_owner, None if reveal_to == "all" else int(reveal_to))
     roles.check(parties)
     return roles
+
+
+def ranges_of(choice: str | None, schemes: Sequence[Scheme], calibrates: bool = True) -> Ranges | None:
+    """The ranges that --ranges names, None where they are to be calibrated; UsageError where it names none."""
+    from bench.range_files import ranges_named
+
+    with wrong_usage():
+        return ranges_named(choice, schemes, calibrates)
 
 
 def _seconds(trace: Trace, scheme: Scheme, profiles: list[Any]) -> dict[str, dict[str, float]] | None:
@@ -189,10 +225,17 @@ def _seconds(trace: Trace, scheme: Scheme, profiles: list[Any]) -> dict[str, dic
 
 
 def _calibrate_command(scheme: Scheme) -> str:
-    """The command that calibrates for `scheme`: every option that is not the default."""
-    default = type(scheme)().to_json()
-    changed = {key: value for key, value in scheme.to_json().items() if value != default[key]}
-    return " ".join(["mpc-pareto calibrate", *(f"--{key.replace('_', '-')} {value}" for key, value in changed.items())])
+    """The command that calibrates for `scheme`: every option that is not what its protocol set has by default."""
+    from mpc.scheme import default_transport
+
+    default = type(scheme)(scheme.name, transport=default_transport(scheme.name)).to_json()
+    options = {key: value for key, value in scheme.to_json().items() if value != default[key]}
+    if scheme.name != "crypten":
+        options = {"scheme": scheme.name, **options}
+    words = [
+        f"--{key.replace('_', '-')}" + (f" {value}" if value is not True else "") for key, value in options.items()
+    ]
+    return " ".join(["mpc-pareto calibrate", *words])
 
 
 def _row(traffic: Traffic) -> dict[str, int]:
@@ -236,7 +279,7 @@ def _seconds_table(seconds: Mapping[str, Mapping[str, float]]) -> Table:
 
 def show(table: Table) -> None:
     """Prints a table for people; wide enough for its columns where stdout is no terminal."""
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console = Console() if sys.stdout.isatty() else Console(width=240)
     console.print(table)
 
 

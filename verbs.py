@@ -15,18 +15,25 @@ from rich.table import Table
 from cli import (
     Batch,
     Dealer,
+    DeclaredRanges,
     Functions,
     InputOwner,
     JsonOnly,
     ModelOwner,
     Networks,
     PrecisionBits,
+    RangeCheck,
     RevealTo,
+    SaveRanges,
+    SchemeName,
+    Transport,
+    Truncation,
     UsageError,
     Weights,
     app,
     finish,
     progress_console,
+    ranges_of,
     roles_of,
     scheme_of,
     show,
@@ -115,11 +122,15 @@ def rows_of(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 @app.command()
 def calibrate(
     ctx: typer.Context,
+    scheme: SchemeName = "crypten",
     functions: Functions = "documented",
     parties: PartyCount = 2,
     dealer: Dealer = "tfp",
+    transport: Transport = None,
     weights: Weights = "private",
     precision_bits: PrecisionBits = 16,
+    truncation: Truncation = "local",
+    range_check: RangeCheck = False,
     out: Out = None,
     json_only: JsonOnly = False,
 ) -> None:
@@ -128,7 +139,7 @@ def calibrate(
     from cost_models.calibration import plan, save_default
     from mpc.parties import Parties
 
-    chosen = scheme_of("crypten", parties, functions, dealer, "gloo", weights, precision_bits)
+    chosen = scheme_of(ctx.params)
     demand_this_machine(out)
     with progress_bar() as progress, Parties(chosen) as running:
         task = progress.add_task("calibrating", total=None)
@@ -160,11 +171,17 @@ def infer(
     images: Annotated[int, typer.Option(min=1, help="test images, from the first on")] = 64,
     batch: Batch = 16,
     network: Networks = None,
+    scheme: SchemeName = "crypten",
     functions: Functions = "documented",
     parties: PartyCount = 2,
     dealer: Dealer = "tfp",
+    transport: Transport = None,
     weights: Weights = "private",
     precision_bits: PrecisionBits = 16,
+    truncation: Truncation = "local",
+    range_check: RangeCheck = False,
+    ranges: DeclaredRanges = None,
+    save_ranges: SaveRanges = None,
     input_owner: InputOwner = 0,
     model_owner: ModelOwner = 1,
     reveal_to: RevealTo = "0",
@@ -180,18 +197,23 @@ def infer(
     """
     import torch
 
+    from bench.infer import CALIBRATION_IMAGES, inference_record
     from bench.infer import infer as secure_inference
-    from bench.infer import inference_record
+    from bench.range_files import demand_tuned
+    from bench.range_files import save_ranges as write_ranges
+    from bench.running import ranges_for
     from models.names import build, input_shape
     from mpc.parties import Parties
+    from mpc.ranges import NOTHING_DECLARED
     from nas.data import load
     from nas.retrain import load_network
 
-    chosen = scheme_of("crypten", parties, functions, dealer, "gloo", weights, precision_bits)
+    chosen = scheme_of(ctx.params)
     folder = Path(model)
     trained = folder.is_dir()
     if (folder / "manifest.json").is_file():
-        _demand_unset(ctx, "a run directory", "input_owner", "model_owner", "reveal_to", "seed", "out")
+        ignored = ("input_owner", "model_owner", "reveal_to", "seed", "out", "ranges", "save_ranges")
+        _demand_unset(ctx, "a run directory", *ignored)
         _infer_run(folder, chosen, data, images, batch, network or ["cheetah-lan", "cheetah-wan"], json_only)
         return
     _demand_unset(ctx, "one network: it is for run directories", "network")
@@ -199,16 +221,23 @@ def infer(
         _demand_unset(ctx, "a trained network: it draws the weights of a MODEL", "seed")
     if not trained and ":" not in model:
         raise ValueError(f"there is no folder {model}; give a run's train/NAME, or a MODEL such as mpcvit:vit_7_4_32")
+    declared = ranges_of(ranges, [chosen])
+    if save_ranges is not None:
+        with wrong_usage():
+            demand_tuned([chosen], "--save-ranges")
     torch.manual_seed(seed)
     module = load_network(folder) if trained else build(model)
     dataset = load(data, input_shape(module)[-1])
+    declared = ranges_for([chosen], module, dataset.train_images[:CALIBRATION_IMAGES], declared).get(chosen)
     x, y = dataset.test_images[:images], dataset.test_labels[:images]
     roles = roles_of(input_owner, model_owner, reveal_to, parties)
     demand_this_machine(out)
     with progress_bar() as progress, Parties(chosen) as running:
         task = progress.add_task("images", total=len(x))
         on_batch = lambda i, n: progress.update(task, completed=i)  # noqa: E731
-        result = secure_inference(running, module, x, y, chosen, roles, batch, on_batch)
+        result = secure_inference(running, module, x, y, chosen, roles, batch, on_batch, declared or NOTHING_DECLARED)
+    if save_ranges is not None and declared is not None:
+        write_ranges(save_ranges, [(chosen, declared)])
     record = {**inference_record(result, model), "weights_trained": trained, "seed": None if trained else seed}
     keep(ctx, out, "infer", "inference", [record])
     if not json_only:
@@ -227,6 +256,9 @@ def infer(
         table.add_row("online seconds an image", f"{record['seconds_per_image']:.4f}")
         outside = record["health"]["functions_outside_their_domain"]
         table.add_row("functions outside their domain", str(len(outside)))
+        table.add_row("ranges", record["health"]["ranges"])
+        if record["health"]["outside_securely"] is not None:
+            table.add_row("values outside, counted securely", str(record["health"]["outside_securely"]))
         typer.echo(f"{model} on {data}: {chosen.label}; measured on loopback")
         show(table)
     finish(record)
@@ -300,7 +332,7 @@ def search_mpcvit(
     """
     from nas.runs import SearchRequest, parse_budget, search_on_link
 
-    chosen = scheme_of("crypten", 2, functions, "tfp", "gloo", "private", 16)
+    chosen = scheme_of({"functions": functions})
     shares = tuple(float(ratio) for ratio in ratios.split(","))
     link = network or (parse_budget(budget)[1] if budget else "cheetah-wan")
     request = SearchRequest(model, data, link, tuple(kinds_of(kinds)), shares, budget, weight, epochs, seed)

@@ -5,37 +5,67 @@ Registered on `cli.app` when this module is imported; heavy imports stay inside 
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from cli import (
     Batch,
     Dealer,
-    Functions,
+    DeclaredRanges,
     InputOwner,
     JsonOnly,
     Model,
     ModelOwner,
     Networks,
     PrecisionBits,
+    RangeCheck,
     RevealTo,
-    SchemeName,
+    SaveRanges,
     Transport,
+    Truncation,
+    UsageError,
     Weights,
     app,
     finish,
     progress_console,
+    ranges_of,
     roles_of,
-    scheme_of,
+    schemes_of,
     show,
+    wrong_usage,
 )
 from cli import Parties as PartyCount
 from verbs import Out, Repeats, Seed, demand_this_machine, keep, kinds_of, progress_bar, rows_of
 
+if TYPE_CHECKING:
+    from bench.secure_run import SecureRun
+    from mpc.network import NetworkProfile
+    from mpc.ranges import Ranges
+    from mpc.scheme import Scheme
+
 bench_app = typer.Typer(help="Measure workloads on real parties.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+
+Schemes = Annotated[
+    str, typer.Option("--scheme", help="protocols: crypten, tuned (ours, two parties), or both: crypten,tuned")
+]
+FunctionLists = Annotated[
+    str,
+    typer.Option(
+        help="documented, released (crypten), max_free (tuned), or several: of such a list, as of those of "
+        "--transport, --dealer and --truncation, each scheme takes what it has"
+    ),
+]
+Emulate = Annotated[
+    str | None,
+    typer.Option(help="link: run on a link shaped as each --network says (Linux, root); replayed where left out"),
+]
+_CALIBRATION_IMAGES = 8
 
 
 @bench_app.command("attention")
@@ -49,13 +79,18 @@ def bench_attention(
     repeats: Repeats = 5,
     linformer_k: Annotated[int | None, typer.Option(help="rows of Linformer's projection; round(0.3 N)")] = None,
     network: Networks = None,
-    scheme: SchemeName = "crypten",
-    functions: Annotated[str, typer.Option(help="documented, released, or both: documented,released")] = "documented",
+    emulate: Emulate = None,
+    scheme: Schemes = "crypten",
+    functions: FunctionLists = "documented",
     parties: PartyCount = 2,
     dealer: Dealer = "tfp",
-    transport: Transport = "gloo",
+    transport: Transport = None,
     weights: Weights = "private",
     precision_bits: PrecisionBits = 16,
+    truncation: Truncation = "local",
+    range_check: RangeCheck = False,
+    ranges: DeclaredRanges = None,
+    save_ranges: SaveRanges = None,
     input_owner: InputOwner = 0,
     model_owner: ModelOwner = 1,
     reveal_to: RevealTo = "0",
@@ -65,66 +100,55 @@ def bench_attention(
 ) -> None:
     """Measure one attention layer of every kind, projections included, and re-time it on other links.
 
-    Seconds are online seconds of the slowest party on loopback; --network adds rows replayed from the message log.
+    Several schemes run interleaved. Seconds are of the slowest party on loopback; --network adds rows replayed from
+    the message log, or with --emulate link runs on such a link.
     """
     from bench.attention import AttentionShape, measure_attention, reference_of, relative_seconds
+    from bench.running import parties_on
     from models.kinds import KINDS
-    from mpc.network import network as profile
-    from mpc.parties import Parties
     from workflow import replayed_attention
 
     shape = AttentionShape(tokens, dim, heads, batch)
     names = kinds_of(kinds) if kinds else list(KINDS)
-    schemes = [scheme_of(scheme, parties, f, dealer, transport, weights, precision_bits) for f in functions.split(",")]
-    links = [profile(name) for name in network or [] if name != "loopback"]
+    schemes = schemes_of(ctx.params)
+    declared = _ranges_of(ranges, save_ranges, schemes)
+    places, links = _places(network, emulate)
     rows: list[dict[str, Any]] = []
+    runs: list[SecureRun] = []
     roles = roles_of(input_owner, model_owner, reveal_to, parties)
     demand_this_machine(out)
-    with progress_bar() as progress, Parties(schemes[0]) as running:
-        task = progress.add_task("starting parties", total=len(names) * len(schemes))
-
-        def on_kind(what: str) -> None:
-            progress.update(task, description=what, completed=len(rows) // (1 + len(links)))
-
-        for kind in names:
-            for run, record in measure_attention(
-                running, shape, [kind], schemes, repeats, linformer_k, seed, on_kind, roles
-            ):
-                rows += [record, *replayed_attention(run, record, links)]
-        progress.update(task, completed=len(names) * len(schemes))
+    with progress_bar() as progress:
+        task = progress.add_task("starting parties", total=len(names) * len(places))
+        on_kind = lambda what: progress.update(task, description=what)  # noqa: E731
+        for place in places:
+            with parties_on(schemes, place) as running:
+                for kind in names:
+                    for run, record in measure_attention(
+                        running, shape, [kind], schemes, repeats, linformer_k, seed, on_kind, roles, declared
+                    ):
+                        rows += [record, *replayed_attention(run, record, links)]
+                        runs.append(run)
+                    progress.advance(task)
     keep(ctx, out, "bench attention", "attention", rows)
+    _save(save_ranges, runs)
     if not json_only:
         typer.echo(
-            f"one attention layer: {tokens} tokens, {dim} wide, {heads} heads, batch {batch}; {schemes[0].label}"
+            f"one attention layer: {tokens} tokens, {dim} wide, {heads} heads, batch {batch}; {_labels(schemes)}"
         )
-        show(attention_table(rows))
+        show(attention_table(rows, schemes))
     relative = [{**row, "relative": ratio} for row, ratio in zip(rows, relative_seconds(rows), strict=True)]
-    finish({"rows": rows_of(relative), "reference": reference_of(rows)})
+    _finish(relative, schemes, reference_of(rows))
 
 
-def attention_table(rows: list[dict[str, Any]]) -> Table:
-    """`relative` is to softmax where it was measured, else to the first kind, as `relative_seconds` gives it."""
+def attention_table(rows: Sequence[dict[str, Any]], schemes: Sequence[Scheme] = ()) -> Table:
+    """Times faster than the reference among several `schemes`; of one, seconds relative to softmax where measured."""
     from bench.attention import reference_of, relative_seconds
 
-    table = Table("kind", "functions", "network", "mode", caption=f"seconds relative to {reference_of(rows)}")
-    for heading in ("rounds", "MB sent", "seconds", "IQR", "relative", "max error", "peak MB"):
-        table.add_column(heading, justify="right")
-    for row, ratio in zip(rows, relative_seconds(rows), strict=True):
-        online = row["seconds"]["online"]
-        table.add_row(
-            row["kind"],
-            row["scheme"]["functions"],
-            row["network"],
-            row["mode"],
-            str(row["online"]["rounds"]),
-            f"{row['online']['bytes'] / 1e6:.3f}",
-            f"{online['median']:.4f}",
-            f"{online['iqr']:.4f}",
-            "-" if ratio is None else f"{ratio:.2f}x",
-            f"{row['max_abs_error']:.1e}",
-            f"{row['peak_bytes'] / 1e6:.0f}",
-        )
-    return table
+    if len(schemes) > 1:
+        return _measured_table("kind", [row["kind"] for row in rows], rows, _faster(rows, schemes), _caption(schemes))
+    relative = {"relative": ["-" if ratio is None else f"{ratio:.2f}x" for ratio in relative_seconds(rows)]}
+    caption = f"online seconds relative to {reference_of(rows)}"
+    return _measured_table("kind", [row["kind"] for row in rows], rows, relative, caption)
 
 
 @bench_app.command("model")
@@ -134,13 +158,18 @@ def bench_model(
     batch: Batch = 1,
     repeats: Repeats = 5,
     network: Networks = None,
-    scheme: SchemeName = "crypten",
-    functions: Functions = "documented",
+    emulate: Emulate = None,
+    scheme: Schemes = "crypten",
+    functions: FunctionLists = "documented",
     parties: PartyCount = 2,
     dealer: Dealer = "tfp",
-    transport: Transport = "gloo",
+    transport: Transport = None,
     weights: Weights = "private",
     precision_bits: PrecisionBits = 16,
+    truncation: Truncation = "local",
+    range_check: RangeCheck = False,
+    ranges: DeclaredRanges = None,
+    save_ranges: SaveRanges = None,
     input_owner: InputOwner = 0,
     model_owner: ModelOwner = 1,
     reveal_to: RevealTo = "0",
@@ -148,42 +177,61 @@ def bench_model(
     out: Out = None,
     json_only: JsonOnly = False,
 ) -> None:
-    """Measure a whole network with freshly drawn weights on a random input, by operation, and on other links."""
+    """Measure a whole network with freshly drawn weights on a random input, by operation, and on other links.
+
+    Several schemes run interleaved; --network and --emulate as in bench attention.
+    """
     import torch
 
-    from bench.secure_run import run_module
+    from bench.attention import where
+    from bench.running import parties_on, ranges_for, run_in_turn
     from models.names import build, input_shape
-    from mpc.network import network as profile
-    from mpc.parties import Parties
-    from workflow import network_rows
+    from workflow import network_rows, output_figures
 
-    chosen = scheme_of(scheme, parties, functions, dealer, transport, weights, precision_bits)
-    links = [profile(name) for name in network or [] if name != "loopback"]
+    schemes = schemes_of(ctx.params)
+    declared = _ranges_of(ranges, save_ranges, schemes)
+    places, links = _places(network, emulate)
     torch.manual_seed(seed)
     module = build(model)
     inputs = torch.randn(batch, *input_shape(module)[1:])
+    others = torch.randn(_CALIBRATION_IMAGES, *input_shape(module)[1:])
     roles = roles_of(input_owner, model_owner, reveal_to, parties)
     demand_this_machine(out)
-    with progress_console.status(f"running {model} on {parties} parties"), Parties(chosen) as running:
-        run = run_module(running, module, inputs, chosen, roles, repeats, warm_up=1)
-    with torch.no_grad():
-        error = float((run.output - module(inputs)).abs().max())
-    rows = network_rows(run, model, batch, error, links)
+    rows: list[dict[str, Any]] = []
+    runs: list[SecureRun] = []
+    with progress_console.status(f"running {model} on {parties} parties"):
+        calibrated = ranges_for(schemes, module, others, declared)
+        for place in places:
+            with parties_on(schemes, place) as running:
+                for run in run_in_turn(running, module, inputs, schemes, roles, repeats, calibrated).values():
+                    figures = output_figures(run, module, inputs)
+                    rows += network_rows(run, model, batch, figures, links, where(running))
+                    runs.append(run)
     keep(ctx, out, "bench model", "models", rows)
+    _save(save_ranges, runs)
     if not json_only:
-        typer.echo(f"{model}, batch {batch}: {chosen.label}; online phase")
-        table = Table("network", "mode", "seconds", "IQR", "rounds", "MB sent", "max error")
-        for row in rows:
-            online = row["seconds"]["online"]
-            sent = f"{row['online']['bytes'] / 1e6:.2f}"
-            figures = (f"{online['median']:.3f}", f"{online['iqr']:.3f}", str(row["online"]["rounds"]), sent)
-            table.add_row(row["network"], row["mode"], *figures, f"{row['max_abs_error']:.1e}")
-        show(table)
-        by_op = Table("operation", *[row["network"] for row in rows], title="online seconds by operation")
-        for op in sorted(rows[0]["by_op_s"], key=lambda op: -rows[0]["by_op_s"][op]):
-            by_op.add_row(op, *[f"{row['by_op_s'][op]:.4f}" for row in rows])
-        show(by_op)
-    finish({"rows": rows_of(rows), "reference": None})
+        typer.echo(f"{model}, batch {batch}: {_labels(schemes)}")
+        extra = {"top-1 same": [f"{row['top1_agreement']:.0%}" for row in rows], **_faster(rows, schemes)}
+        show(_measured_table("model", [model] * len(rows), rows, extra, _caption(schemes)))
+        show(_by_op_table(rows))
+    _finish(rows, schemes, None)
+
+
+def _by_op_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Online seconds of every operation, a column for each scheme and network."""
+    from bench.comparing import short_label
+
+    headings = [f"{short_label(row['scheme'])}; {row['network']}, {row['mode']}" for row in rows]
+    table = Table("operation", title="online seconds by operation")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    largest: dict[str, float] = {}
+    for row in rows:
+        for op, seconds in row["by_op_s"].items():
+            largest[op] = max(seconds, largest.get(op, 0.0))
+    for op in sorted(largest, key=lambda op: -largest[op]):
+        table.add_row(op, *[f"{row['by_op_s'][op]:.4f}" if op in row["by_op_s"] else "-" for row in rows])
+    return table
 
 
 @bench_app.command("ops")
@@ -191,30 +239,153 @@ def bench_ops(
     ctx: typer.Context,
     elements: Annotated[int, typer.Option(min=64, help="elements of every function, a multiple of 64")] = 16384,
     repeats: Repeats = 5,
-    functions: Functions = "documented",
+    scheme: Schemes = "crypten",
+    functions: FunctionLists = "documented",
     parties: PartyCount = 2,
     dealer: Dealer = "tfp",
+    transport: Transport = None,
+    precision_bits: PrecisionBits = 16,
+    truncation: Truncation = "local",
+    range_check: RangeCheck = False,
+    ranges: DeclaredRanges = None,
     seed: Seed = 0,
     out: Out = None,
     json_only: JsonOnly = False,
 ) -> None:
-    """Measure the non-linear functions one by one on the same number of elements."""
+    """Measure the non-linear functions one by one on the same number of elements; several schemes run interleaved."""
     from bench.operations import demand_rows, measure_operations
-    from mpc.parties import Parties
+    from bench.running import parties_on
 
     demand_rows(elements)
-    chosen = scheme_of("crypten", parties, functions, dealer, "gloo", "private", 16)
+    schemes = schemes_of(ctx.params)
+    declared = ranges_of(ranges, schemes)
     demand_this_machine(out)
-    with progress_console.status("measuring operations"), Parties(chosen) as running:
-        rows = measure_operations(running, elements, repeats, seed)
+    with progress_console.status("measuring operations"), parties_on(schemes) as running:
+        rows = measure_operations(running, elements, repeats, seed, schemes, declared)
     keep(ctx, out, "bench ops", "operations", rows)
     if not json_only:
-        table = Table("operation", "rounds", "bytes an element", "seconds", "IQR", "max error")
-        for row in rows:
-            online = row["seconds"]["online"]
-            cost = f"{row['online']['bytes'] / row['elements']:.1f}"
-            seconds = (f"{online['median']:.4f}", f"{online['iqr']:.4f}")
-            table.add_row(row["op"], str(row["online"]["rounds"]), cost, *seconds, f"{row['max_abs_error']:.1e}")
-        typer.echo(f"{elements} elements; {chosen.label}; online phase on loopback, measured")
-        show(table)
-    finish({"rows": rows_of(rows), "reference": None})
+        typer.echo(f"{elements} elements; {_labels(schemes)}")
+        extra = {"bytes an element": [f"{row['online']['bytes'] / elements:.1f}" for row in rows]}
+        extra |= _faster(rows, schemes)
+        show(_measured_table("operation", [row["op"] for row in rows], rows, extra, _caption(schemes)))
+    _finish(rows, schemes, None)
+
+
+def _places(networks: Sequence[str] | None, emulate: str | None) -> tuple[list[NetworkProfile], list[NetworkProfile]]:
+    """Where to run, and the links to replay on. Raises ValueError where this machine cannot have a shaped link."""
+    from bench.shaped_link import why_not
+    from mpc.network import LOOPBACK
+    from mpc.network import network as profile
+
+    if emulate not in (None, "link"):
+        raise UsageError(f"--emulate {emulate} is not available; choose from: link")
+    named = [profile(name) for name in networks or []]
+    if emulate is None:
+        return [LOOPBACK], [link for link in named if link != LOOPBACK]
+    if not named:
+        raise UsageError("--emulate link needs --network: the link to run on")
+    if any(place != LOOPBACK for place in named) and (reason := why_not()):
+        raise ValueError(reason)
+    return named, []
+
+
+def _ranges_of(choice: str | None, save: Path | None, schemes: Sequence[Scheme]) -> Ranges | None:
+    from bench.range_files import demand_one_kind
+
+    if save is not None:
+        with wrong_usage():
+            demand_one_kind(schemes)
+    return ranges_of(choice, schemes)
+
+
+def _save(path: Path | None, runs: Sequence[SecureRun]) -> None:
+    from bench.range_files import save_ranges
+
+    if path is not None:
+        save_ranges(path, [(run.scheme, run.ranges) for run in runs])
+
+
+def _labels(schemes: Sequence[Scheme]) -> str:
+    return "; ".join(scheme.label for scheme in schemes)
+
+
+def _caption(schemes: Sequence[Scheme]) -> str:
+    from bench.comparing import reference_scheme, short_label
+
+    if len(schemes) < 2:
+        return ""
+    reference = short_label(reference_scheme(schemes).to_json())
+    return f"x faster: median seconds under {reference} over those of the row, on the same network"
+
+
+def _faster(rows: Sequence[dict[str, Any]], schemes: Sequence[Scheme]) -> dict[str, list[str]]:
+    """Columns with how many times faster than the reference each row is; none for one scheme."""
+    from bench.comparing import reference_scheme, times_faster
+
+    if len(schemes) < 2:
+        return {}
+    ratios = times_faster(rows, reference_scheme(schemes))
+    return {
+        f"x faster {phase}": ["-" if (ratio := row[phase]) is None else f"{ratio:.2f}" for row in ratios]
+        for phase in ("online", "total")
+    }
+
+
+def _finish(rows: Sequence[dict[str, Any]], schemes: Sequence[Scheme], reference: str | None) -> None:
+    """The last line: rows, and what they are relative to; of several schemes, the reference scheme."""
+    from bench.comparing import reference_scheme, short_label, times_faster
+
+    if len(schemes) < 2:
+        finish({"rows": rows_of(rows), "reference": reference})
+        return
+    stock = reference_scheme(schemes)
+    faster = [{**row, "times_faster": ratio} for row, ratio in zip(rows, times_faster(rows, stock), strict=True)]
+    finish({"rows": rows_of(faster), "reference": short_label(stock.to_json())})
+
+
+def _measured_table(
+    what: str,
+    names: Sequence[str],
+    rows: Sequence[dict[str, Any]],
+    extra: Mapping[str, Sequence[str]],
+    caption: str = "",
+) -> Table:
+    """A row for each record: what and under which scheme, traffic and seconds by phase, error, ranges, and more."""
+    from bench.comparing import short_label
+
+    table = Table(caption=caption or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in (what, "scheme", "network", "mode"):
+        table.add_column(heading, no_wrap=True)
+    headings = ("rounds", "MB online", "MB offline", "MB setup", "online s", "IQR", "dealer s", "total s", "setup s")
+    for heading in (*headings, "max error", "outside / ranges", "peak MB", *extra):
+        table.add_column(heading, justify="right")
+    for number, (name, row) in enumerate(zip(names, rows, strict=True)):
+        seconds = row["seconds"]
+        total = "-" if seconds["total"] is None else f"{seconds['total']['median']:.4f}"
+        setup_s = seconds.get("setup_s")
+        table.add_row(
+            name,
+            short_label(row["scheme"]),
+            row["network"],
+            row["mode"],
+            str(row["online"]["rounds"]),
+            *(f"{row[phase]['bytes'] / 1e6:.3f}" for phase in ("online", "offline", "setup")),
+            f"{seconds['online']['median']:.4f}",
+            f"{seconds['online']['iqr']:.4f}",
+            f"{seconds['dealer']['median']:.4f}",
+            total,
+            "-" if setup_s is None else f"{setup_s:.4f}",
+            f"{row['max_abs_error']:.1e}",
+            _outside(row.get("health")),
+            f"{row['peak_bytes'] / 1e6:.0f}",
+            *(column[number] for column in extra.values()),
+        )
+    return table
+
+
+def _outside(health: Mapping[str, Any] | None) -> str:
+    """How many of the functions checked met values outside their range; after a plus, values found securely."""
+    if health is None:
+        return "-"
+    securely = "" if health["outside_securely"] is None else f" + {health['outside_securely']} values"
+    return f"{len(health['outside'])} / {health['checked']}{securely}"

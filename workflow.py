@@ -10,15 +10,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bench.attention import spread, traffic_json
-from bench.infer import Inference, infer
+from bench.attention import range_health, seconds_json, spread, traffic_json
+from bench.infer import CALIBRATION_IMAGES, Inference, health_json, infer
 from bench.machine import this_machine
 from bench.run_directory import RunDirectory
+from bench.running import ranges_for
 from bench.secure_run import SecureRun, run_module
 from cost_models.calibration import CalibrationPlan, Workload, load_default, observe, to_record
 from cost_models.evaluation import evaluate
@@ -28,6 +30,7 @@ from cost_models.replay import replay
 from models.vit import VisionTransformer
 from mpc.network import LOOPBACK, NetworkProfile
 from mpc.parties import Parties
+from mpc.ranges import NOTHING_DECLARED, Ranges
 from mpc.scheme import Scheme
 from nas.data import load
 from nas.retrain import load_network
@@ -44,25 +47,34 @@ def calibrate(parties: Parties, plan: CalibrationPlan, scheme: Scheme, on_run: O
     samples: dict[int, list[SecureRun]] = defaultdict(list)
     workloads = [*plan.fit, *plan.held_out]
     schedule = list(plan.schedule())
-    run_module(parties, schedule[0].module, _workload_input(schedule[0]), scheme)  # first-call costs are nobody's
+    ranges = [_workload_ranges(workload, scheme) for workload in workloads]
+
+    def run(workload: Workload) -> SecureRun:
+        declared = ranges[workloads.index(workload)]
+        return run_module(parties, workload.module, _workload_input(workload, 1), scheme, ranges=declared)
+
+    run(schedule[0])  # first-call costs are nobody's
     for number, workload in enumerate(schedule):
         on_run(number, len(schedule), f"{workload.what}, {workload.shape}")
-        samples[workloads.index(workload)].append(
-            run_module(parties, workload.module, _workload_input(workload), scheme)
-        )
+        samples[workloads.index(workload)].append(run(workload))
     on_run(len(schedule), len(schedule), "fit")
     observations = []
     for index, workload in enumerate(workloads):
         runs = samples[index]
         online_s, dealer_s = [run.online_s[0] for run in runs], [run.dealer_s[0] for run in runs]
-        observations.append(observe(workload, runs[0].trace, scheme, online_s, dealer_s))
+        observations.append(observe(workload, runs[0].trace, scheme, online_s, dealer_s, ranges=ranges[index]))
     fitted, held_out = observations[: len(plan.fit)], observations[len(plan.fit) :]
     model = fit(fitted)
     return to_record(model, evaluate(model, fitted, fitted), evaluate(model, held_out, fitted))
 
 
-def _workload_input(workload: Workload) -> Tensor:
-    return torch.randn(workload.input_shape, generator=torch.Generator().manual_seed(1))
+def _workload_input(workload: Workload, seed: int) -> Tensor:
+    return torch.randn(workload.input_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _workload_ranges(workload: Workload, scheme: Scheme) -> Ranges:
+    """Ranges for the tuned scheme from other inputs than those that are run; nothing declared for another scheme."""
+    return ranges_for([scheme], workload.module, _workload_input(workload, 2)).get(scheme, NOTHING_DECLARED)
 
 
 def replayed_attention(run: SecureRun, record: Record, networks: Iterable[NetworkProfile]) -> list[Record]:
@@ -71,7 +83,7 @@ def replayed_attention(run: SecureRun, record: Record, networks: Iterable[Networ
     for link in networks:
         link_s = _link_s(run, link)
         online = spread([sample + link_s for sample in run.online_s])
-        seconds = {"online": online, "dealer": record["seconds"]["dealer"], "total": None}
+        seconds = {"online": online, "dealer": record["seconds"]["dealer"], "total": None, "setup_s": None}
         per_image_s = online["median"] / record["shape"]["batch"]
         changes = {"network": link.name, "mode": "replayed", "seconds": seconds, "seconds_per_image": per_image_s}
         records.append({**record, **changes})
@@ -95,15 +107,19 @@ def candidate_record(
     repeats: int = 5,
     batch: int = 16,
     on_batch: Callable[[int, int], None] = lambda *_: None,
+    training_images: Tensor | None = None,
 ) -> Record:
     """Measure a trained network: secure accuracy on `images`, latency of one image on loopback, replayed on `links`.
 
     `found` brings what training knows: accuracy, found_by, seed and ratio. Predicted seconds stand beside measured,
-    where there is a cost model.
+    where there is a cost model. Ranges of the tuned scheme are calibrated on `training_images`, or its defaults.
     """
     scheme = parties.scheme
-    inference = infer(parties, network, images, labels, batch=batch, progress=on_batch)
-    run = run_module(parties, network, images[:1], repeats=repeats, warm_up=1)
+    known = NOTHING_DECLARED if training_images is None else None
+    others = images[:0] if training_images is None else training_images
+    ranges = ranges_for([scheme], network, others, known).get(scheme, NOTHING_DECLARED)
+    inference = infer(parties, network, images, labels, batch=batch, progress=on_batch, ranges=ranges)
+    run = run_module(parties, network, images[:1], repeats=repeats, warm_up=1, ranges=ranges)
     profiles = (LOOPBACK, *links)
     return {
         "record": "candidate",
@@ -159,7 +175,17 @@ def measure_run(
         test, labels = dataset.test_images[:images], dataset.test_labels[:images]
         found = {**known, "found_by": found_by, "ratio": ratio}
         measure = partial(
-            candidate_record, parties, folder.name, network, found, test, labels, cost_model, links, batch=batch
+            candidate_record,
+            parties,
+            folder.name,
+            network,
+            found,
+            test,
+            labels,
+            cost_model,
+            links,
+            batch=batch,
+            training_images=dataset.train_images[:CALIBRATION_IMAGES],
         )
         asked = [parties.scheme.to_json(), data, images, batch, [link.name for link in links]]
         key = hashlib.sha256(json.dumps(asked).encode() + (folder / "weights.safetensors").read_bytes()).hexdigest()[
@@ -171,14 +197,14 @@ def measure_run(
 
 
 def _secure_figures(inference: Inference) -> Record:
-    outside = [domain for domain in inference.domains if not domain["inside"]]
+    health = health_json(inference)
     return {
         "secure_accuracy": inference.secure_accuracy,
         "secure_images": len(inference.plain_logits),
         "agreement": inference.agreement,
         "max_logit_difference": inference.max_logit_difference,
         "min_plain_margin": inference.min_plain_margin,
-        "functions_outside_their_domain": outside,
+        **{key: health[key] for key in ("ranges", "functions_outside_their_domain", "outside_securely")},
     }
 
 
@@ -204,31 +230,56 @@ def by_op_s(run: SecureRun, network: NetworkProfile) -> dict[str, float]:
 
 
 def network_rows(
-    run: SecureRun, model: str, batch: int, max_abs_error: float, links: Sequence[NetworkProfile]
+    run: SecureRun,
+    model: str,
+    batch: int,
+    figures: Mapping[str, Any],
+    links: Sequence[NetworkProfile],
+    place: Mapping[str, str] = MappingProxyType({"network": LOOPBACK.name, "mode": "measured"}),
 ) -> list[Record]:
-    """A record of a whole network on loopback, measured, and one on each link, replayed."""
-    rows = []
-    for link in (LOOPBACK, *links):
+    """A record of a whole network where it was measured, and one on each link, replayed.
+
+    `figures` are those of the output (`output_figures`). Total and setup seconds of a replay are unknown: None.
+    """
+    row = {
+        "record": "network",
+        "workload": "model",
+        "model": model,
+        "batch": batch,
+        "scheme": run.scheme.to_json(),
+        "roles": run.roles.to_json(),
+        **place,
+        **traffic_json(run),
+        "seconds": seconds_json(run),
+        "seconds_per_image": statistics.median(run.online_s) / batch,
+        "by_op_s": by_op_s(run, LOOPBACK),
+        "peak_bytes": run.peak_bytes,
+        **figures,
+        "machine": this_machine(),
+    }
+    rows = [row]
+    for link in links:
         online = _measured(run, link)
-        row = {
-            "record": "network",
-            "workload": "model",
-            "model": model,
-            "batch": batch,
-            "scheme": run.scheme.to_json(),
-            "roles": run.roles.to_json(),
+        changes = {
             "network": link.name,
             "mode": online.pop("mode"),
-            **traffic_json(run),
-            "seconds": {"online": online, "dealer": spread(run.dealer_s)},
+            "seconds": {"online": online, "dealer": row["seconds"]["dealer"], "total": None, "setup_s": None},
             "seconds_per_image": online["median"] / batch,
             "by_op_s": by_op_s(run, link),
-            "peak_bytes": run.peak_bytes,
-            "max_abs_error": max_abs_error,
-            "machine": this_machine(),
         }
-        rows.append(row)
+        rows.append({**row, **changes})
     return rows
+
+
+def output_figures(run: SecureRun, module: nn.Module, inputs: Tensor) -> Record:
+    """How right a run's output is, against the plain reading of the same inputs, and what a plain shadow saw."""
+    with torch.no_grad():
+        plain = module(inputs.clone())
+    return {
+        "max_abs_error": float((run.output - plain).abs().max()),
+        "top1_agreement": float((run.output.argmax(-1) == plain.argmax(-1)).double().mean()),
+        "health": range_health(module, inputs, run),
+    }
 
 
 def cross_table(

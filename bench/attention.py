@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.machine import this_machine
-from bench.running import SchemeParties, calibrated_ranges, run_in_turn
+from bench.running import Running, SchemeParties, ranges_for, run_in_turn, schemes_of
 from bench.secure_run import SecureRun
 from models.attention import Attention
 from models.kinds import KINDS
 from mpc.domains import observe_domains
+from mpc.ranges import Ranges
 from mpc.scheme import Roles, Scheme
 
 _CALIBRATION_INPUTS = 8  # inputs on which ranges are declared
@@ -61,7 +62,7 @@ def unit_input(shape: AttentionShape, seed: int = 0) -> Tensor:
 
 
 def measure_attention(
-    running: SchemeParties,
+    running: Running,
     shape: AttentionShape,
     kinds: Sequence[str] = tuple(KINDS),
     schemes: Sequence[Scheme] = (),
@@ -70,35 +71,50 @@ def measure_attention(
     seed: int = 0,
     progress: Callable[[str], None] = lambda text: None,
     roles: Roles | None = None,
-    calibrate: bool = True,
+    declared: Ranges | None = None,
 ) -> list[tuple[SecureRun, dict[str, Any]]]:
     """Measure every kind under every scheme, schemes interleaved run by run; a run and its record for each.
 
-    Ranges of the tuned scheme come from other inputs of the same distribution, or are its defaults where `calibrate` is
-    False; a plain shadow checks them on the measured input.
+    Without `schemes` they are those that `running` was started for.
+    Ranges of the tuned scheme come from other inputs of the same distribution where none are `declared`; a plain shadow
+    checks them on the measured input.
     """
     measured = []
+    schemes = schemes or schemes_of(running)
     x = unit_input(shape, seed)
     others = torch.cat([unit_input(shape, seed + 1000 + i) for i in range(_CALIBRATION_INPUTS)])
     for kind in kinds:
         layer = attention_layer(kind, shape, linformer_k, seed)
-        ranges = calibrated_ranges(schemes, layer, others) if calibrate else {}
+        ranges = ranges_for(schemes, layer, others, declared)
         progress(kind)
         for run in run_in_turn(running, layer, x, schemes, roles, repeats, ranges).values():
             with torch.no_grad():
                 error = float((run.output - layer(x)).abs().max())
-            health = range_health(layer, x, run)
-            measured.append((run, attention_record(run, kind, shape, error) | {"health": health}))
+            record = attention_record(run, kind, shape, error)
+            measured.append((run, {**record, **where(running), "health": range_health(layer, x, run)}))
     return measured
 
 
+def where(running: Running) -> dict[str, str]:
+    """`network` and `mode` of what runs on these parties."""
+    if isinstance(running, SchemeParties):
+        return {"network": running.network, "mode": running.mode}
+    return {"network": "loopback", "mode": "measured"}
+
+
 def range_health(module: nn.Module, inputs: Tensor, run: SecureRun) -> dict[str, Any]:
-    """What a plain shadow of a test run says about domains; for the tuned scheme, about its declared ranges."""
-    domains = observe_domains(module, inputs, run.scheme, run.ranges)
+    """What a plain shadow of a test run says about domains; for the tuned scheme, about its declared ranges.
+
+    `outside_securely` is the count of the scheme's own check, None where it makes none.
+    """
+    with torch.no_grad():
+        domains = observe_domains(module, inputs.clone(), run.scheme, run.ranges)
     return {
         "ranges": "checked by a plain shadow",
-        "declared": run.ranges.to_json(),
+        "checked": len(domains),
         "outside": [row for row in domains if not row["inside"]],
+        "outside_securely": run.outside,
+        "declared": run.ranges.to_json(),
     }
 
 

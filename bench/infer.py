@@ -15,18 +15,24 @@ from bench.secure_run import SecureRun, run_module
 from mpc.domains import observe_domains
 from mpc.fixed_point import expected_wraps
 from mpc.parties import Parties
+from mpc.ranges import NOTHING_DECLARED, Ranges
 from mpc.scheme import Roles, Scheme
+
+CALIBRATION_IMAGES = 64  # of the training split, on which ranges are declared
 
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """Logits under both readings for the same images, and the runs that gave them, batch by batch."""
+    """Logits under both readings for the same images, and the runs that gave them, batch by batch.
+
+    `domains` is what a plain shadow saw of every function, None where there was none.
+    """
 
     runs: tuple[SecureRun, ...]
     secure_logits: Tensor
     plain_logits: Tensor
     labels: Tensor | None
-    domains: tuple[dict[str, Any], ...]
+    domains: tuple[dict[str, Any], ...] | None
 
     @property
     def agreement(self) -> float:
@@ -64,25 +70,28 @@ def infer(
     roles: Roles | None = None,
     batch: int = 16,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    ranges: Ranges = NOTHING_DECLARED,
+    shadow: bool = True,
 ) -> Inference:
     """Run every image through both readings, `batch` at a time. Raises what `run_module` raises.
 
-    The plain reading runs in this process, which holds images and weights anyway: it also observes whether every
-    function stays inside its domain.
+    The plain reading runs in this process, which holds images and weights anyway: with `shadow` it also observes
+    whether every function stays inside its domain, for the tuned scheme its declared range. Without, only the scheme's
+    own range check says so, as it must be where no party may hold the plain values.
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     scheme = scheme or parties.scheme
     with torch.no_grad():
         plain = module(images.clone())
-    domains = observe_domains(module, images.clone(), scheme)
+        domains = tuple(observe_domains(module, images.clone(), scheme, ranges)) if shadow else None
     runs = []
     for start in range(0, len(images), batch):
         progress(start, len(images))
-        runs.append(run_module(parties, module, images[start : start + batch], scheme, roles))
+        runs.append(run_module(parties, module, images[start : start + batch], scheme, roles, ranges=ranges))
     progress(len(images), len(images))
     secure = torch.cat([run.output for run in runs])
-    return Inference(tuple(runs), secure, plain, labels, tuple(domains))
+    return Inference(tuple(runs), secure, plain, labels, domains)
 
 
 def inference_record(inference: Inference, name: str) -> dict[str, Any]:
@@ -90,7 +99,6 @@ def inference_record(inference: Inference, name: str) -> dict[str, Any]:
     first = inference.runs[0]
     images = len(inference.plain_logits)
     online_s = [s for run in inference.runs for s in run.online_s]
-    outside = [d for d in inference.domains if not d["inside"]]
     return {
         "record": "inference",
         "name": name,
@@ -101,26 +109,48 @@ def inference_record(inference: Inference, name: str) -> dict[str, Any]:
         "agreement": inference.agreement,
         "max_logit_difference": inference.max_logit_difference,
         "min_plain_margin": inference.min_plain_margin,
-        "seconds": {"online": spread(online_s), "dealer": spread([s for run in inference.runs for s in run.dealer_s])},
+        "seconds": {
+            "online": spread(online_s),
+            "dealer": spread([s for run in inference.runs for s in run.dealer_s]),
+            "total": spread([s for run in inference.runs for s in run.total_s]),
+            "setup_s": first.setup_s,
+        },
         "seconds_per_image": sum(online_s) / images,
         "network": "loopback",
         "mode": "measured",
         **traffic_json(first),
         "scheme": first.scheme.to_json(),
         "roles": first.roles.to_json(),
-        "health": {
-            "checked": "plain reading on the same images",
-            "functions_outside_their_domain": outside,
-            "expected_wraps": _expected_wraps(inference),
-        },
+        "health": health_json(inference),
         "peak_bytes": max(run.peak_bytes for run in inference.runs),
         "machine": this_machine(),
+    }
+
+
+def health_json(inference: Inference) -> dict[str, Any]:
+    """How ranges and domains were treated, what lay outside, and how many elements truncation is expected to ruin.
+
+    `functions_outside_their_domain` is what the plain shadow saw, None where there was none; `outside_securely` the
+    count of the scheme's own check, None where it makes none.
+    """
+    securely = [run.outside for run in inference.runs if run.outside is not None]
+    shadow = inference.domains
+    seen = "checked by a plain shadow" if shadow is not None else "unchecked"
+    return {
+        "ranges": "checked securely" if securely else seen,
+        "checked": None if shadow is None else "plain reading on the same images",
+        "functions_outside_their_domain": None if shadow is None else [d for d in shadow if not d["inside"]],
+        "outside_securely": sum(securely) if securely else None,
+        "declared": inference.runs[0].ranges.to_json(),
+        "expected_wraps": _expected_wraps(inference),
     }
 
 
 def _expected_wraps(inference: Inference) -> float | None:
     """Elements that local truncation is expected to have ruined over all images, at the largest observed magnitudes."""
     scheme = inference.runs[0].scheme
+    if scheme.truncation == "dealer":
+        return 0.0
     if scheme.parties != 2 or not inference.domains:
         return None
     truncated = sum(op.elements for run in inference.runs for op in run.trace.operations if op.op not in ("add", "sum"))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.attention import spread, traffic_json
+from bench.attention import range_health, seconds_json, traffic_json, where
 from bench.machine import this_machine
-from bench.secure_run import run_module
+from bench.running import Running, ranges_for, run_in_turn, schemes_of
+from bench.secure_run import SecureRun
 from mpc.operators import row_normalize
-from mpc.parties import Parties
+from mpc.ranges import Ranges
+from mpc.scheme import Scheme
 
 ROW = 64  # entries of a row, for functions that work on rows
 
@@ -52,27 +54,44 @@ def demand_rows(elements: int) -> None:
         raise ValueError(f"elements must be a multiple of {ROW}, got {elements}; take {elements // ROW * ROW or ROW}")
 
 
-def measure_operations(parties: Parties, elements: int, repeats: int = 5, seed: int = 0) -> list[dict[str, Any]]:
-    """A record for every operation on `elements` values, a multiple of 64. Raises ValueError for another number."""
+def measure_operations(
+    running: Running,
+    elements: int,
+    repeats: int = 5,
+    seed: int = 0,
+    schemes: Sequence[Scheme] = (),
+    declared: Ranges | None = None,
+) -> list[dict[str, Any]]:
+    """A record for every operation on `elements` values, a multiple of 64, under every scheme, runs interleaved.
+
+    Without `schemes` they are those that `running` was started for. Ranges of the tuned scheme come from other values
+    of the same distribution where none are `declared`. Raises ValueError for another number of elements.
+    """
     demand_rows(elements)
-    x = torch.randn(elements // ROW, ROW, generator=torch.Generator().manual_seed(seed))
-    return [_measure(parties, name, x, repeats) for name in OPERATIONS]
+    schemes = schemes or schemes_of(running)
+    x, others = (
+        torch.randn(elements // ROW, ROW, generator=torch.Generator().manual_seed(s)) for s in (seed, seed + 1000)
+    )
+    records = []
+    for name in OPERATIONS:
+        module = Operation(name).eval()
+        ranges = ranges_for(schemes, module, others, declared)
+        for run in run_in_turn(running, module, x, schemes, None, repeats, ranges).values():
+            records.append({**_record(run, name, module, x), **where(running)})
+    return records
 
 
-def _measure(parties: Parties, name: str, x: Tensor, repeats: int) -> dict[str, Any]:
-    module = Operation(name).eval()
-    run = run_module(parties, module, x, repeats=repeats, warm_up=1)
+def _record(run: SecureRun, name: str, module: nn.Module, x: Tensor) -> dict[str, Any]:
     return {
         "record": "operation",
         "workload": "ops",
         "op": name,
         "elements": x.numel(),
         "scheme": run.scheme.to_json(),
-        "network": "loopback",
-        "mode": "measured",
         **traffic_json(run),
-        "seconds": {"online": spread(run.online_s), "dealer": spread(run.dealer_s), "total": spread(run.total_s)},
+        "seconds": seconds_json(run),
         "peak_bytes": run.peak_bytes,
         "max_abs_error": float((run.output - module(x)).abs().max()),
+        "health": range_health(module, x, run),
         "machine": this_machine(),
     }

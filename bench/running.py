@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from bench.secure_run import SecureRun, run_module, started_for
+from bench.shaped_link import shaped_link
 from mpc.domains import declared_ranges
-from mpc.network import Wire
+from mpc.network import LOOPBACK, NetworkProfile, Wire
 from mpc.parties import Parties
 from mpc.ranges import NOTHING_DECLARED, Ranges
 from mpc.scheme import Roles, Scheme
@@ -22,10 +24,14 @@ class SchemeParties:
     """Party processes for every one of some schemes, shared by schemes that can share them; a context manager.
 
     While one scheme runs, the processes of the others sleep, so that schemes can be compared in one run, interleaved.
+    `network` and `mode` are what records of such runs say.
     """
 
     def __init__(self, schemes: Sequence[Scheme], threads: int = 1, wire: Wire | None = None) -> None:
         self._schemes, self._threads, self._wire = tuple(schemes), threads, wire
+        self.network, self.mode = (
+            (wire.profile.name, "emulated-link") if wire and wire.profile else ("loopback", "measured")
+        )
         self._stack = ExitStack()
         self._started: dict[Any, Parties] = {}
 
@@ -42,13 +48,44 @@ class SchemeParties:
         self._stack.close()
         self._started.clear()
 
+    @property
+    def schemes(self) -> tuple[Scheme, ...]:
+        """The schemes that were asked for, in order."""
+        return self._schemes
+
     def of(self, scheme: Scheme) -> Parties:
         """The parties that run `scheme`; KeyError where it was not asked for."""
         return self._started[started_for(scheme)]
 
 
+Running = SchemeParties | Parties
+
+
+@contextmanager
+def parties_on(
+    schemes: Sequence[Scheme], place: NetworkProfile = LOOPBACK, threads: int = 1
+) -> Iterator[SchemeParties]:
+    """Parties of all `schemes` on loopback, or for another profile on a shaped link made for them.
+
+    Raises ValueError or RuntimeError where there cannot be such a link, before any party starts.
+    """
+    with ExitStack() as stack:
+        wire = None if place == LOOPBACK else stack.enter_context(shaped_link(place, max(map(processes, schemes))))
+        yield stack.enter_context(SchemeParties(schemes, threads, wire))
+
+
+def processes(scheme: Scheme) -> int:
+    """How many processes a scheme is run by: its parties, and a third-party dealer where it has one."""
+    return scheme.parties + (scheme.dealer == "ttp")
+
+
+def schemes_of(running: Running) -> tuple[Scheme, ...]:
+    """The schemes that `running` was started for."""
+    return (running.scheme,) if isinstance(running, Parties) else running.schemes
+
+
 def run_in_turn(
-    running: SchemeParties,
+    running: Running,
     module: nn.Module,
     inputs: Tensor,
     schemes: Sequence[Scheme],
@@ -60,8 +97,9 @@ def run_in_turn(
     passes: dict[Scheme, list[SecureRun]] = {scheme: [] for scheme in schemes}
     for _ in range(repeats):
         for scheme in schemes:
+            parties = running if isinstance(running, Parties) else running.of(scheme)
             declared = (ranges or {}).get(scheme, NOTHING_DECLARED)
-            run = run_module(running.of(scheme), module, inputs, scheme, roles, 1, warm_up=1, ranges=declared)
+            run = run_module(parties, module, inputs, scheme, roles, 1, warm_up=1, ranges=declared)
             passes[scheme].append(run)
     return {scheme: joined(runs) for scheme, runs in passes.items()}
 
@@ -78,9 +116,19 @@ def joined(runs: Sequence[SecureRun]) -> SecureRun:
         total_s=tuple(s for run in runs for s in run.total_s),
         setup_s=statistics.median(run.setup_s for run in runs),
         peak_bytes=max(run.peak_bytes for run in runs),
+        outside=max((run.outside for run in runs if run.outside is not None), default=None),
     )
 
 
-def calibrated_ranges(schemes: Sequence[Scheme], module: nn.Module, inputs: Tensor) -> dict[Scheme, Ranges]:
-    """Ranges for every tuned scheme among `schemes`, from plain `inputs` other than those that are measured."""
-    return {scheme: declared_ranges(module, inputs, scheme) for scheme in schemes if scheme.name == "tuned"}
+def ranges_for(
+    schemes: Sequence[Scheme], module: nn.Module, others: Tensor, declared: Ranges | None = None
+) -> dict[Scheme, Ranges]:
+    """Ranges for every tuned scheme among `schemes`: the `declared` ones, or calibrated where there are none.
+
+    Calibration is on plain inputs, `others` than those that are measured: what is measured nobody may see.
+    """
+    tuned = [scheme for scheme in schemes if scheme.name == "tuned"]
+    if declared is not None:
+        return dict.fromkeys(tuned, declared)
+    with torch.no_grad():
+        return {scheme: declared_ranges(module, others, scheme) for scheme in tuned}

@@ -23,9 +23,12 @@ from models.names import SPECS
 from models.spec import Activation, BlockSpec, ViTSpec
 from models.vit import VisionTransformer
 from mpc.network import LOOPBACK, NetworkProfile
+from mpc.ranges import NOTHING_DECLARED, Ranges
 from mpc.reading import shape_reading
 from mpc.scheme import Scheme
 from mpc.trace import Trace
+
+_LATER_OPTIONS = ("truncation", "range_check")
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,11 @@ class AttentionWorkload:
         """
         return self._layer(self.kinds)
 
-    def head_traces(self, scheme: Scheme) -> tuple[Trace, ...]:
-        """Every head as a layer of its own, for the baseline that sums over heads."""
-        return tuple(shape_reading(self._layer((kind,)), self.input_shape, scheme.weights) for kind in self.kinds)
+    def head_traces(self, scheme: Scheme, ranges: Ranges = NOTHING_DECLARED) -> tuple[Trace, ...]:
+        """Every head as a layer of its own, for the baseline that sums over heads; `ranges` are those of the layer."""
+        return tuple(
+            shape_reading(self._layer((kind,)), self.input_shape, scheme.weights, ranges) for kind in self.kinds
+        )
 
     def _layer(self, kinds: tuple[str, ...]) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -103,7 +108,7 @@ class NetworkWorkload:
             torch.manual_seed(0)
             return VisionTransformer(self.spec).eval()
 
-    def head_traces(self, scheme: Scheme) -> tuple[Trace, ...]:
+    def head_traces(self, scheme: Scheme, ranges: Ranges = NOTHING_DECLARED) -> tuple[Trace, ...]:
         """None: heads of a network are no networks."""
         return ()
 
@@ -200,9 +205,13 @@ def observe(
     online_s: Sequence[float],
     dealer_s: Sequence[float] = (),
     network: NetworkProfile = LOOPBACK,
+    ranges: Ranges = NOTHING_DECLARED,
 ) -> Observation:
-    """What was measured of `workload`, seconds of all its repeats, ready to be fitted or evaluated."""
-    heads = workload.head_traces(scheme)
+    """What was measured of `workload`, seconds of all its repeats, ready to be fitted or evaluated.
+
+    `trace` is of the run, so under the tuned scheme with the `ranges` that it was given.
+    """
+    heads = workload.head_traces(scheme, ranges)
     return Observation(workload.what, workload.shape, trace, scheme, tuple(online_s), tuple(dealer_s), network, heads)
 
 
@@ -228,7 +237,10 @@ def to_record(model: CostModel, fitted: Evaluation, held_out: Evaluation) -> dic
 def default_path(scheme: Scheme) -> Path:
     """Where this user's calibration for `scheme` is kept: $XDG_CONFIG_HOME/mpc-pareto, or ~/.config/mpc-pareto."""
     folder = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    key = "-".join(str(value) for value in scheme.to_json().values())
+    default = Scheme().to_json()
+    # Options that came after the first calibrations are in the name only where they are chosen.
+    parts = {k: v for k, v in scheme.to_json().items() if k not in _LATER_OPTIONS or v != default[k]}
+    key = "-".join(f"{k}-{v}" if k in _LATER_OPTIONS else str(v) for k, v in parts.items())
     return Path(folder) / "mpc-pareto" / f"calibration-{key}.json"
 
 
@@ -248,7 +260,12 @@ def save_default(record: dict[str, Any], scheme: Scheme) -> Path:
 def load_default(scheme: Scheme | None = None) -> CostModel | None:
     """This user's cost model for `scheme` (the default scheme where none is given); None where nothing was calibrated.
 
-    Raises and warns as `CostModel.from_json`.
+    Raises and warns as `CostModel.from_json`; a file that lacks what this version needs is a ValueError too.
     """
     path = default_path(scheme or Scheme())
-    return CostModel.load(path) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return CostModel.load(path)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} was written by another version ({error}): run mpc-pareto calibrate again") from error

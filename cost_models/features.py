@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mpc.scheme import Scheme
 from mpc.trace import Operation, Trace, operation_events, operation_traffic
-from mpc.traffic import Correlation, Message, PhaseTraffic
+from mpc.traffic import Correlation, PhaseTraffic
 
 Vector = NDArray[np.float64]
 
@@ -19,7 +19,7 @@ UNITS: dict[str, str] = {
     "rounds": "messages that the busiest party waits for",
     "sent_bytes": "online bytes that the busiest party sends",
     "ring_bytes": "payload that opens ring elements: products, squares, truncations, bits",
-    "binary_bytes": "payload that opens operands of bitwise conjunctions, of which comparisons are made",
+    "binary_bytes": "payload that opens single bits: operands of conjunctions, of which comparisons are made",
     "dealer_bytes": "bytes that a seed-compressing dealer sends",
     "correlations": "correlations used up",
     "macs": "multiply-accumulates of linear layers, convolutions and matrix products",
@@ -93,17 +93,20 @@ def _operation_features(operation: Operation, scheme: Scheme) -> Features:
     events = operation_events(operation, scheme)
     correlations = [event for event in events if isinstance(event, Correlation)]
     opens_bits = False
-    ring: list[Message] = []
-    binary: list[Message] = []
+    ring_bytes = binary_bytes = 0
     for event in events:
         if isinstance(event, Correlation):
-            opens_bits = event.kind == "and"  # a correlation is drawn just before the message that uses it
-        else:
-            (binary if opens_bits else ring).append(event)
+            opens_bits = event.kind == "and"  # under CrypTen, one is drawn just before the message that uses it
+        elif event.phase == "online":
+            payload_bytes = sum(event.payload_bytes)
+            if event.collective == "open_bits" or opens_bits:
+                binary_bytes += payload_bytes
+            else:
+                ring_bytes += payload_bytes
     return Features(
         online=operation_traffic(operation, scheme).online,
-        ring_bytes=sum(sum(message.payload_bytes) for message in ring),
-        binary_bytes=sum(sum(message.payload_bytes) for message in binary),
+        ring_bytes=ring_bytes,
+        binary_bytes=binary_bytes,
         dealer_bytes=sum(correlation.dealer_bytes for correlation in correlations),
         correlations=len(correlations),
         macs=Trace((operation,)).macs,

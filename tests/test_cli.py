@@ -221,7 +221,25 @@ SEARCH = ("search", "mpcvit", "--out", "x")
     [
         ((*BENCH, "--kinds", "softmax,sofmax"), "unknown attention kind 'sofmax'; did you mean softmax?"),
         ((*SEARCH, "--kinds", "relu_softmax,scalin"), "unknown attention kind 'scalin'; did you mean scaling"),
-        ((*BENCH, "--scheme", "tuned"), "scheme 'tuned' is not available; choose from: crypten"),
+        ((*BENCH, "--scheme", "tunde"), "scheme 'tunde' is not available; choose from: crypten, tuned"),
+        (
+            (*BENCH, "--scheme", "crypten,tuned", "--parties", "3"),
+            "scheme tuned is for two parties and a dealer, not 3",
+        ),
+        (("predict", "mpcvit:vit_2_4_32", "--scheme", "tuned", "--parties", "3"), "use scheme crypten"),
+        (
+            (*BENCH, "--scheme", "tuned", "--functions", "released"),
+            "has functions documented or max_free, not 'released'",
+        ),
+        ((*BENCH, "--scheme", "tuned", "--transport", "gloo"), "scheme tuned has transport direct, not 'gloo'"),
+        ((*BENCH, "--truncation", "dealer"), "dealer truncation and range checks are options of scheme tuned"),
+        (("predict", "mpcvit:vit_2_4_32", "--functions", "documented,released"), "this takes one scheme, not 2"),
+        ((*BENCH, "--ranges", "default"), "--ranges default is for scheme tuned"),
+        ((*BENCH, "--scheme", "tuned", "--ranges", "defualt"), "there is no file defualt"),
+        ((*BENCH, "--save-ranges", "x.json"), "--save-ranges is for tuned schemes with the same functions"),
+        (("predict", "mpcvit:vit_2_4_32", "--scheme", "tuned", "--ranges", "calibrated"), "is default or a file of"),
+        ((*BENCH, "--emulate", "transport", "--network", "cheetah-wan"), "--emulate transport is not available"),
+        ((*BENCH, "--emulate", "link"), "--emulate link needs --network"),
         ((*BENCH, "--functions", "release"), "choose from: documented, released"),
         ((*SEARCH, "--functions", "release"), "choose from: documented, released"),
         ((*BENCH, "--parties", "4"), "parties must be 2 or 3, got 4"),
@@ -265,12 +283,14 @@ def refused(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, folder: Path, arguments: tuple[str, ...], message: str, code: int
 ) -> None:
     """The command line exits with `code` and one line holding `message`; no party is started, nothing is written."""
+    from bench import running
     from mpc import parties
 
     def start(*_: Any, **__: Any) -> None:
         raise AssertionError("parties were started")
 
     monkeypatch.setattr(parties, "Parties", start)
+    monkeypatch.setattr(running.SchemeParties, "__enter__", start)
     monkeypatch.chdir(folder)
     before = sorted(folder.rglob("*"))
     assert run(monkeypatch, *arguments) == code
@@ -324,7 +344,7 @@ def test_bench_attention_ends_with_a_row_for_every_kind_and_link(
     for row in rows:
         assert row.keys() >= ATTENTION_ROW
         assert all(row[phase].keys() >= PHASE for phase in ("online", "offline", "setup"))
-        assert row["seconds"].keys() == {"online", "dealer", "total"}
+        assert row["seconds"].keys() == {"online", "dealer", "total", "setup_s"}
         assert row["seconds"]["online"]["n"] == 2
     wan_s = rows[3]["seconds"]["online"]["median"] - rows[2]["seconds"]["online"]["median"]
     assert wan_s == pytest.approx(rows[2]["hops"] * 0.02 + rows[2]["online"]["bytes"] / 50e6)
@@ -341,6 +361,7 @@ def test_bench_attention_ends_with_a_row_for_every_kind_and_link(
 def shared_parties(monkeypatch: pytest.MonkeyPatch, two_parties: Parties) -> None:
     """Verbs that would start two parties use those of the session."""
     monkeypatch.setattr("mpc.parties.Parties", lambda scheme: nullcontext(two_parties))
+    monkeypatch.setattr("bench.running.parties_on", lambda schemes, place=None: nullcontext(two_parties))
 
 
 def tiny_spec() -> ViTSpec:

@@ -76,9 +76,10 @@ def test_seconds_by_operation_are_as_timed_plus_the_link_and_add_up() -> None:
 
 
 def test_a_network_has_a_row_on_loopback_and_one_on_each_link() -> None:
-    rows = workflow.network_rows(_run(Scheme()), "mpcvit:tiny", 4, 1e-3, [LINK])
+    rows = workflow.network_rows(_run(Scheme()), "mpcvit:tiny", 4, {"max_abs_error": 1e-3}, [LINK])
     assert [(row["network"], row["mode"]) for row in rows] == [("loopback", "measured"), ("hand", "replayed")]
     assert [row["seconds_per_image"] for row in rows] == pytest.approx([5 / 4, (5 + 11.016) / 4])
+    assert [row["seconds"]["total"] is None for row in rows] == [False, True]  # the dealer's link is not replayed
 
 
 @pytest.mark.parties

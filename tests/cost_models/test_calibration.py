@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from cost_models.evaluation import evaluate
 from cost_models.features import features
 from cost_models.linear import CostModel, fit
 from models.kinds import KINDS
+from mpc.ranges import NOTHING_DECLARED, Ranges
 from mpc.reading import shape_reading
 from mpc.scheme import Scheme
 from mpc.trace import Trace
@@ -118,3 +120,42 @@ def test_a_default_of_another_scheme_is_refused(tmp_path: Path, monkeypatch: pyt
         save_default(record, other)
     assert default_path(other) != default_path(SCHEME)
     assert load_default(other) is None
+
+
+def test_where_older_calibrations_are_is_where_they_are_still_found() -> None:
+    assert default_path(Scheme()).name == "calibration-crypten-2-documented-tfp-gloo-private-16.json"
+    tuned = Scheme("tuned", transport="direct")
+    others = [replace(tuned, truncation="dealer"), replace(tuned, range_check=True)]
+    assert len({default_path(scheme) for scheme in (Scheme(), tuned, *others)}) == 4
+
+
+def test_a_calibration_from_before_the_latest_options_still_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    trace = shape_reading(plan().fit[1].module, plan().fit[1].input_shape)
+    record = fit([observe(plan().fit[1], trace, SCHEME, [s]) for s in (0.1, 0.2)]).to_json()
+    path = save_default(record, SCHEME)
+    for option in ("truncation", "range_check"):
+        del record["scheme"][option]
+    path.write_text(json.dumps(record))
+    model = load_default(SCHEME)
+    assert model is not None and model.scheme == SCHEME
+    record["scheme"]["colour"] = "blue"
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"another version .*colour.* run mpc-pareto calibrate again"):
+        load_default(SCHEME)
+
+
+def test_heads_alone_are_counted_with_the_ranges_of_their_layer() -> None:
+    tuned = Scheme("tuned", transport="direct")
+    layer = AttentionWorkload(("relu_softmax",) * 2, 9, 16)
+    narrow = Ranges((("kind.relu_softmax", "relu", -2.0, 2.0),))
+
+    def heads_bytes(ranges: Ranges) -> list[int]:
+        return [features(head, tuned).binary_bytes for head in layer.head_traces(tuned, ranges)]
+
+    alone = AttentionWorkload(("relu_softmax",), 9, 16)
+    expected = features(shape_reading(alone.module, alone.input_shape, ranges=narrow), tuned).binary_bytes
+    assert heads_bytes(narrow) == [expected] * 2
+    assert expected < heads_bytes(NOTHING_DECLARED)[0]

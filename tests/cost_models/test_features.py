@@ -45,6 +45,18 @@ def test_relu_by_hand() -> None:
     assert (counted.operations, counted.macs) == (1, 0)
 
 
+def test_tuned_openings_of_bits_and_of_words_are_told_apart_and_setup_is_left_out() -> None:
+    tuned = Scheme("tuned", transport="direct")
+    trace = shape_reading(nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval(), (3, 8))
+    counted, messages = features(trace, tuned), [m for _, es in trace.events(tuned) for m in es if hasattr(m, "phase")]
+    online = [m for m in messages if m.phase == "online"]
+    by_collective = {c: sum(sum(m.payload_bytes) for m in online if m.collective == c) for c in ("open", "open_bits")}
+    assert (counted.ring_bytes, counted.binary_bytes) == (by_collective["open"], by_collective["open_bits"])
+    assert counted.ring_bytes > 0 < counted.binary_bytes
+    assert counted.ring_bytes + counted.binary_bytes == counted.sent_bytes
+    assert len(online) < len(messages) and counted.dealer_bytes == sum(trace.traffic(tuned).offline.bytes)
+
+
 def test_macs_of_a_module() -> None:
     module = nn.Sequential(nn.Linear(6, 4), nn.Identity()).eval()
     counted = features(shape_reading(module, (5, 6)), Scheme())
