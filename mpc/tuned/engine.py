@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -14,6 +14,8 @@ from mpc.scheme import Scheme
 from mpc.traffic import Correlation, Event, Message
 from mpc.tuned.prg import Ring
 from mpc.tuned.sources import Source
+
+_MEETING_TAG = 5
 
 Events = list[Event]
 Deal = Callable[..., Any]
@@ -43,6 +45,11 @@ def opening(*elements: int, bits: bool = False) -> Message:
     return Message("open_bits" if bits else "open", (8 * sum(elements),))
 
 
+# Correlations are dealt ahead up to this many bytes of corrections, about a third of the memory that they take. Most
+# networks fit into one slice; of a larger one, the next slice is dealt when the last is used up, at both parties alike.
+SLICE_BYTES = 1 << 27
+
+
 class Engine:
     """One party's online work for one network: `stock` it with correlations, then run rows.
 
@@ -57,24 +64,43 @@ class Engine:
         self.one = 1 << scheme.precision_bits
         self.outside = np.zeros(1, np.int64)  # share of how many values lay outside their ranges
         self._stock: deque[tuple[Correlation, Any]] = deque()
+        self._program: Iterator[Correlation] = iter(())
 
     def stock(self, program: Iterable[Correlation]) -> None:
-        """Deal every correlation of one inference ahead of its use, and record what each one really took."""
+        """Deal the correlations of one inference ahead of their use, up to a slice; the rest follows when it is needed.
+
+        Records what each one really took, and counts as the dealer's time. Both parties leave together.
+        """
         self.source.restart()
-        for wanted in program:
-            before = self.source.dealt_bytes
-            material = DEALS[wanted.kind](self.source, *wanted.sizes)
-            seen = Correlation(wanted.kind, self.source.dealt_bytes - before, wanted.sizes)
-            self.ledger.dealt(seen)
-            self._stock.append((seen, material))
+        self._program = iter(program)
+        self._deal_slice()
+
+    def _deal_slice(self) -> None:
+        start = self.source.dealt_bytes
+        with self.ledger.dealing():
+            for wanted in self._program:
+                before = self.source.dealt_bytes
+                material = DEALS[wanted.kind](self.source, *wanted.sizes)
+                seen = Correlation(wanted.kind, self.source.dealt_bytes - before, wanted.sizes)
+                self.ledger.dealt(seen)
+                self._stock.append((seen, material))
+                if self.source.dealt_bytes - start >= SLICE_BYTES:
+                    break
+            self.meet()
+
+    def meet(self) -> None:
+        """Return when both parties are here."""
+        self.peer.exchange(np.zeros(1, np.uint8), np.zeros(1, np.uint8), _MEETING_TAG)
 
     @property
     def left(self) -> int:
-        """Correlations dealt and not used."""
-        return len(self._stock)
+        """Correlations that were promised and not used."""
+        return len(self._stock) + sum(1 for _ in self._program)
 
     def take(self, kind: str, *sizes: Any) -> Any:
         """The next correlation; RuntimeError where the one in stock is of another kind or size."""
+        if not self._stock:
+            self._deal_slice()
         if not self._stock:
             raise RuntimeError(f"a {kind} of {sizes} is wanted in {self.ledger.op}, but nothing is in stock")
         dealt_as, material = self._stock.popleft()

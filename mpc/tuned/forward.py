@@ -27,7 +27,7 @@ from mpc.tuned.products import fix_weights
 from mpc.tuned.rows import fixed_form, fixed_operand
 
 _VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
-_BARRIER_TAG, _REVEAL_TAG = 5, 6
+_REVEAL_TAG = 6
 
 
 class TunedReading(Reading):
@@ -122,7 +122,7 @@ def tuned_forward(
         }
     else:
         shared = check_weights(module, scheme)
-    setup_log = _set_up(module, engine, ranges, input_shape, shared, party)
+    setup_log = _set_up(module, engine, ranges, input_shape, shared)
     logs = []
     with module_sites(module, reading := TunedReading(engine, ranges)):
         weights = {name: reading.wrap(share.shape, share, "weight") for name, share in shared.items()}
@@ -130,12 +130,10 @@ def tuned_forward(
             reading.operations.clear()
             engine.outside[:] = 0
             x = reading.wrap(input_shape, secret, "secret")  # anew: a module may write into its input
-            _barrier(party)
+            engine.meet()
             ledger.start()
-            with ledger.dealing():
-                dealings.order()
-                engine.stock(program)
-                _barrier(party)
+            dealings.order()
+            engine.stock(program)
             output = torch.func.functional_call(module, dict(weights), (x,))
             logs.append(ledger.stop())
             if engine.left:
@@ -143,7 +141,7 @@ def tuned_forward(
     dealings.end()
     if not isinstance(output, SecureTensor):
         raise ValueError(f"the module returned {type(output).__name__}, not one tensor that depends on its input")
-    _barrier(party)
+    engine.meet()
     ledger.start()
     with ledger.operation("reveal", ""):
         revealed, outside = _reveal(output.shares, roles.reveal_to, engine, party)
@@ -177,11 +175,10 @@ def _set_up(
     ranges: Ranges,
     input_shape: tuple[int, ...],
     shared: dict[str, Tensor],
-    party: Party,
 ) -> MessageLog:
     """Open every fixed weight once, in the order in which inferences use them."""
     ledger: Ledger = engine.ledger
-    _barrier(party)
+    engine.meet()
     ledger.start()
     with module_sites(module, reading := SetupReading(engine, ranges)):
         weights: dict[str, Tensor] = {
@@ -190,12 +187,6 @@ def _set_up(
         if weights:
             torch.func.functional_call(module, weights, (reading.wrap(input_shape, None, "secret"),))
     return ledger.stop()
-
-
-def _barrier(party: Party) -> None:
-    """Both parties are here."""
-    mine, theirs = np.zeros(1, np.uint8), np.zeros(1, np.uint8)
-    party.links[1 - party.number].exchange(mine, theirs, _BARRIER_TAG)
 
 
 def _reveal(share: Tensor, to: int | None, engine: Engine, party: Party) -> tuple[Tensor | None, int | None]:
