@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from mpc import rows  # noqa: F401 - importing registers the table
 from mpc.ranges import NOTHING_DECLARED, Ranges
 from mpc.scheme import Weights
 from mpc.table import Row
-from mpc.tensor import Reading, SecureTensor, module_sites
+from mpc.tensor import Reading, SecureTensor, meta, module_sites
 from mpc.trace import Operation, Trace
 
 
@@ -22,9 +21,12 @@ class ShapeReading(Reading):
     def run_row(self, entry: Row, operation: Operation, args: Any, kwargs: Any) -> None:
         """Nothing to compute."""
 
-    def run_structural(self, func: Any, args: Any, kwargs: Any, outputs: Any) -> list[None]:
-        """Nothing to move."""
-        return [None] * len(tree_leaves(outputs))
+    def move(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Shapes alone."""
+        return func(*meta(args), **meta(kwargs))
+
+    def hold(self, moved: Tensor) -> None:
+        """Nothing to hold."""
 
 
 def shape_reading(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from mpc import rows  # noqa: F401 - importing registers the table
 from mpc.crypten_import import import_crypten
@@ -64,15 +64,18 @@ class SecureReading(Reading):
             )
         return result
 
-    def run_structural(self, func: Any, args: Any, kwargs: Any, outputs: Any) -> list[Shares]:
+    def move(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Move the shares as the operation moves data; a public float joins as the first party's share."""
         if func in _VIEWS:  # shares may lie in memory otherwise than the contiguous tensor that they stand for
             func = torch.ops.aten.reshape.default
         raw = partial(self._raw, joins=func in JOINS)
-        moved = func(*tree_map(raw, args), **tree_map(raw, kwargs))
+        return func(*tree_map(raw, args), **tree_map(raw, kwargs))
+
+    def hold(self, moved: Tensor) -> Shares:
+        """What was moved as CrypTen's shares."""
         from crypten.mpc import MPCTensor
 
-        return [MPCTensor.from_shares(share) for share in tree_leaves(moved)]
+        return MPCTensor.from_shares(moved)
 
     def _raw(self, leaf: Any, joins: bool) -> Any:
         if isinstance(leaf, SecureTensor):

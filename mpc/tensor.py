@@ -112,8 +112,12 @@ class Reading(ABC):
         """Shares of the result of a row."""
 
     @abstractmethod
-    def run_structural(self, func: Any, args: Any, kwargs: Any, outputs: Any) -> list[Any]:
-        """Shares of each output of an operation that only moves data."""
+    def move(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The outputs of an operation that only moves data: tensors of the right shapes that `hold` understands."""
+
+    def hold(self, moved: Tensor) -> Any:
+        """Shares of one output of `move`."""
+        return moved
 
     def wrap(self, shape: Sequence[int], shares: Any, visibility: Visibility) -> SecureTensor:
         """A secure tensor that belongs to this reading."""
@@ -154,7 +158,7 @@ class Reading(ABC):
             raise SecretError(f"{func} in module {self.site or '(top)'}: {error}") from error
 
     def _row(self, entry: Row, func: Any, args: Any, kwargs: Any) -> SecureTensor:
-        output = func(*_meta(args), **_meta(kwargs))
+        output = func(*meta(args), **meta(kwargs))
         shape = tuple(output.shape)
         described = dict(self._located(func, entry.describe, (shape, *args), kwargs))
         declared = self.ranges.of(entry.name, self.site)
@@ -168,15 +172,14 @@ class Reading(ABC):
         return self.wrap(shape, shares, "secret")
 
     def _structural(self, func: Any, args: Any, kwargs: Any) -> Any:
-        outputs = func(*_meta(args), **_meta(kwargs))
         joins = func in JOINS  # every tensor is data there; elsewhere an integer tensor is an index
         sources = [a for a in tree_iter((args, kwargs)) if isinstance(a, Tensor) and (joins or a.is_floating_point())]
         kept = all(isinstance(a, SecureTensor) and a.visibility == "weight" for a in sources)
-        shares = iter(self.run_structural(func, args, kwargs, outputs))
+        outputs = self.move(func, args, kwargs)
         aliases = next(a for a in sources if isinstance(a, SecureTensor)).aliases
 
-        def wrap(meta: Tensor) -> SecureTensor:
-            tensor = self.wrap(meta.shape, next(shares), "weight" if kept else "secret")
+        def wrap(moved: Tensor) -> SecureTensor:
+            tensor = self.wrap(moved.shape, self.hold(moved), "weight" if kept else "secret")
             if func not in _COPIES:
                 aliases.add(tensor)
                 tensor.aliases = aliases
@@ -207,7 +210,9 @@ def _functional(func: Any) -> Any:
     return overload if overload in ROWS or overload in STRUCTURAL or overload in COMPOSITES else None
 
 
-def _meta(tree: Any) -> Any:
+def meta(tree: Any) -> Any:
+    """The arguments of an operation with shapes in place of values."""
+
     def empty(leaf: Any) -> Any:
         if isinstance(leaf, SecureTensor) or (isinstance(leaf, Tensor) and leaf.is_floating_point()):
             return torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")

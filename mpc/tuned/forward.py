@@ -17,7 +17,7 @@ from mpc.reading import shape_reading, weight_tensors
 from mpc.scheme import Roles, Scheme
 from mpc.secure import ForwardResult, check_weights, forget_peak, peak_bytes
 from mpc.table import Row, form_of
-from mpc.tensor import JOINS, Reading, SecureTensor, module_sites
+from mpc.tensor import JOINS, Reading, SecureTensor, meta, module_sites
 from mpc.trace import Operation, Trace
 from mpc.traffic import Correlation
 from mpc.tuned.dealing import Dealings, pairwise_key
@@ -46,7 +46,7 @@ class TunedReading(Reading):
             raise RuntimeError(f"row {entry.name} gave shape {tuple(result.shape)}, described as {operation.output}")
         return result
 
-    def run_structural(self, func: Any, args: Any, kwargs: Any, outputs: Any) -> list[Any]:
+    def move(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Move the shares as the operation moves data; a public float joins as the first party's share."""
         if func in _VIEWS:  # shares may lie in memory otherwise than the contiguous tensor that they stand for
             func = torch.ops.aten.reshape.default
@@ -59,7 +59,7 @@ class TunedReading(Reading):
                 return encoded if self.engine.first else torch.zeros_like(encoded)
             return leaf
 
-        return tree_leaves(func(*tree_map(raw, args), **tree_map(raw, kwargs)))
+        return func(*tree_map(raw, args), **tree_map(raw, kwargs))
 
 
 class SetupReading(TunedReading):
@@ -80,12 +80,16 @@ class SetupReading(TunedReading):
         with self.engine.ledger.operation(operation.op, operation.site):
             fix_weights(self.engine, np.ascontiguousarray(fixed_form(operation, weights).numpy()))
 
-    def run_structural(self, func: Any, args: Any, kwargs: Any, outputs: Any) -> list[Any]:
-        """Move shares where all of them are here."""
+    def move(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Move shares where all of them are here, shapes where one is not."""
         tensors = [a for a in tree_leaves((args, kwargs)) if isinstance(a, SecureTensor)]
         if any(tensor.shares is None for tensor in tensors):
-            return [None] * len(tree_leaves(outputs))
-        return super().run_structural(func, args, kwargs, outputs)
+            return func(*meta(args), **meta(kwargs))
+        return super().move(func, args, kwargs)
+
+    def hold(self, moved: Tensor) -> Any:
+        """Shares, if they are here."""
+        return None if moved.is_meta else moved
 
 
 def _shares_of(tree: Any) -> Any:
