@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import usable_cores
+from bench.shaped_link import why_not
 
 _RENDEZVOUS_LIMIT_S = 60.0
 _REINSTALL = "pip install -c constraints.txt -e ."
@@ -45,7 +46,9 @@ def examine(out: Path) -> Iterator[Check]:
     yield from _versions()
     yield _imports("torch, torchvision, timm", lambda: [import_module(n) for n in ("torch", "torchvision", "timm")])
     yield _imports("crypten", _import_crypten)
+    yield _imports("the tuned scheme", lambda: import_module("mpc.tuned.forward"))
     yield _rendezvous()
+    yield _shaped_link()
     yield _threads()
     yield _gpu()
     yield _write_access(out)
@@ -136,6 +139,14 @@ def _meet(rank: int, port: int) -> None:
     dist.all_reduce(total)
     dist.destroy_process_group()
     sys.exit(0 if total.item() == 3 else 1)
+
+
+def _shaped_link() -> Check:
+    """Whether `bench --emulate link` can run here; everything else can do without."""
+    reason = why_not()
+    return Check(
+        "shaped link", reason is None, "can be made" if reason is None else "cannot be made", reason or "", False
+    )
 
 
 def _threads() -> Check:

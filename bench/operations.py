@@ -25,7 +25,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "square": torch.square,
     "relu": F.relu,
     "maximum": lambda x: x.amax(-1),
-    "exp": lambda x: torch.exp(x - 4),
+    "exp": lambda x: torch.exp(x / 2 - 2),
     "reciprocal": lambda x: torch.reciprocal(x.abs() + 1),
     "inverse_square_root": lambda x: torch.rsqrt(x.square() + 0.5),
     "sigmoid": torch.sigmoid,

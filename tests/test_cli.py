@@ -357,6 +357,112 @@ def test_bench_attention_ends_with_a_row_for_every_kind_and_link(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["page"] == str(tmp_path / "report" / "index.html")
 
 
+@pytest.mark.parties
+def test_bench_attention_compares_two_schemes_in_one_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
+    layer = ("--tokens", "9", "--dim", "16", "--heads", "2", "--kinds", "relu_softmax", "--repeats", "2")
+    schemes = ("--scheme", "crypten,tuned", "--functions", "released,documented", "--transport", "gloo,direct")
+    kept = ("--network", "cheetah-wan", "--save-ranges", str(tmp_path / "ranges.json"), "--out", str(tmp_path / "run"))
+    assert run(monkeypatch, "bench", "attention", *layer, *schemes, *kept) == 0
+    *table, line = capsys.readouterr().out.splitlines()
+    payload = json.loads(line)
+    assert payload["reference"] == "crypten released, gloo, tfp"
+    assert any("x faster online" in row for row in table) and any(
+        "tuned documented, direct, tfp" in row for row in table
+    )
+    rows = [row for row in payload["rows"] if row["network"] == "loopback"]
+    assert [(row["scheme"], row["functions"], row["transport"]) for row in rows] == [
+        ("crypten", "released", "gloo"),
+        ("crypten", "released", "direct"),
+        ("crypten", "documented", "gloo"),
+        ("crypten", "documented", "direct"),
+        ("tuned", "documented", "direct"),
+    ]
+    stock, tuned = rows[0], rows[-1]
+    for phase in ("online", "total"):
+        ratio = stock["seconds"][phase]["median"] / tuned["seconds"][phase]["median"]
+        assert tuned["times_faster"][phase] == pytest.approx(ratio)
+    assert payload["rows"][-1]["times_faster"]["total"] is None  # replayed: the dealer's link is not known
+    assert tuned["setup"]["bytes"] > 0 < tuned["seconds"]["setup_s"] and stock["setup"]["bytes"] == 0
+    assert tuned["health"]["ranges"] == "checked by a plain shadow" and not tuned["health"]["outside"]
+    saved = json.loads((tmp_path / "ranges.json").read_text())
+    assert saved["ranges"] == tuned["health"]["declared"] != []
+    assert len((tmp_path / "run" / "attention.jsonl").read_text().splitlines()) == 10
+
+
+@pytest.mark.parties
+def test_the_tuned_scheme_infers_with_ranges_from_training_images_and_from_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path, tuned_parties: Parties
+) -> None:
+    from bench.run_directory import write_json
+
+    monkeypatch.setattr("mpc.parties.Parties", lambda scheme: nullcontext(tuned_parties))
+    spec, ranges = write_json(tmp_path / "tiny.json", tiny_spec().to_json()), tmp_path / "ranges.json"
+    model = ("infer", f"spec:{spec}", "--scheme", "tuned", "--images", "3", "--batch", "2", "--json")
+    records = []
+    for choice in (("--save-ranges", str(ranges)), ("--ranges", str(ranges), "--range-check"), ("--ranges", "default")):
+        assert run(monkeypatch, *model, *choice) == 0
+        records.append(json.loads(capsys.readouterr().out))
+    calibrated, checked, default = (record["health"] for record in records)
+    assert calibrated["ranges"] == default["ranges"] == "checked by a plain shadow"
+    assert (checked["ranges"], checked["outside_securely"]) == ("checked securely", 0)
+    assert calibrated["declared"] == checked["declared"] != default["declared"] == []
+    assert all(record["max_logit_difference"] < 2e-2 for record in records)
+    assert all(record["seconds"]["setup_s"] > 0 for record in records)
+    assert records[0]["online"]["bytes"] < min(record["online"]["bytes"] for record in records[1:])
+    assert run(monkeypatch, "predict", f"spec:{spec}", "--scheme", "tuned", "--batch", "2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["online"] == records[2]["online"]
+    with_file = ("--ranges", str(ranges), "--range-check", "--batch", "2", "--json")
+    assert run(monkeypatch, "predict", f"spec:{spec}", "--scheme", "tuned", *with_file) == 0
+    assert json.loads(capsys.readouterr().out)["online"] == records[1]["online"]
+
+
+@pytest.mark.parties
+def test_a_machine_calibrated_for_the_tuned_scheme_predicts_its_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path, tuned_parties: Parties
+) -> None:
+    from cost_models import calibration
+
+    monkeypatch.setattr("mpc.parties.Parties", lambda scheme: nullcontext(tuned_parties))
+    layers = [calibration.AttentionWorkload((kind,) * 2, 5, 8) for kind in ("softmax", "relu_softmax", "scaling")]
+    plan = calibration.CalibrationPlan((layers[0], layers[1]), (layers[2],), passes=1)
+    monkeypatch.setattr(calibration, "plan", lambda: plan)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    ask = ("predict", "mpcvit:vit_2_4_32", "--scheme", "tuned", "--json", "--network", "cheetah-wan")
+    assert run(monkeypatch, *ask) == 0
+    assert capsys.readouterr().err.endswith("run: mpc-pareto calibrate --scheme tuned\n")
+    assert run(monkeypatch, "calibrate", "--scheme", "tuned", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["scheme"]["name"] == "tuned"
+    assert run(monkeypatch, *ask) == 0
+    predicted = json.loads(capsys.readouterr().out)
+    link_s = predicted["hops"] * 0.02 + predicted["online"]["bytes"] / 50e6
+    assert predicted["seconds"]["cheetah-wan"]["p50"] > link_s
+    assert predicted["setup"]["bytes"] > 0
+
+
+@pytest.mark.parties
+def test_an_emulated_link_is_run_on_and_not_replayed(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from bench.shaped_link import why_not
+
+    if reason := why_not():
+        pytest.skip(reason)
+    layer = ("--tokens", "5", "--dim", "8", "--heads", "2", "--kinds", "scaling", "--repeats", "1", "--scheme", "tuned")
+    link = ("--network", "100mbit/30ms", "--emulate", "link")
+    assert run(monkeypatch, "bench", "attention", *layer, *link, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["network"], row["mode"]) == ("100mbit/30ms", "emulated-link")
+    assert row["seconds"]["online"]["median"] > row["hops"] * 0.015
+
+
+def test_a_machine_without_a_shaped_link_says_why_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("bench.shaped_link.why_not", lambda: "a shaped link needs root: use sudo")
+    asked = (*BENCH, "--network", "cheetah-wan", "--emulate", "link")
+    refused(monkeypatch, capsys, tmp_path, asked, "a shaped link needs root: use sudo", 1)
+
+
 @pytest.fixture
 def shared_parties(monkeypatch: pytest.MonkeyPatch, two_parties: Parties) -> None:
     """Verbs that would start two parties use those of the session."""

@@ -40,6 +40,14 @@ def test_write_access_is_asked_of_the_nearest_folder_that_exists(tmp_path: Path)
     assert check.found == str(tmp_path)
 
 
+def test_a_link_that_cannot_be_shaped_is_advice_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "why_not", lambda: "a shaped link needs root: use sudo")
+    check = doctor._shaped_link()
+    assert (check.ok, check.needed, check.fix) == (False, False, "a shaped link needs root: use sudo")
+    monkeypatch.setattr(doctor, "why_not", lambda: None)
+    assert doctor._shaped_link().ok
+
+
 @pytest.mark.parties
 def test_two_processes_meet_on_loopback() -> None:
     assert doctor._meet_on_loopback() == [0, 0]
