@@ -28,7 +28,7 @@ from mpc.scheme import Roles, Scheme
 from mpc.secure import ForwardResult
 from mpc.traffic import Correlation
 from mpc.transport import Link, PeerClosedError
-from mpc.tuned import dealing
+from mpc.tuned import dealing, engine
 from mpc.tuned.engine import DEALS
 from mpc.tuned.forward import tuned_forward
 from mpc.tuned.prg import KEY_BYTES
@@ -109,10 +109,13 @@ def program_of(module: nn.Module, scheme: Scheme) -> list[Correlation]:
     return [event for event in events if isinstance(event, Correlation)]
 
 
-@pytest.mark.parametrize("flush_bytes", [64, 1 << 20])
-def test_the_dealer_sends_the_promised_bytes_and_two_keys(flush_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("flush_bytes", "slice_bytes"), [(64, 1 << 27), (1 << 20, 1 << 27), (1 << 10, 1 << 12)])
+def test_the_dealer_sends_the_promised_bytes_and_two_keys(
+    flush_bytes: int, slice_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Party 0 gets its key and every correction; party 1 its key alone, and says nothing to the dealer."""
     monkeypatch.setattr(dealing, "_FLUSH_BYTES", flush_bytes)
+    monkeypatch.setattr(engine, "SLICE_BYTES", slice_bytes)
     (result,), links = served((3,), repeats=2)
     module, x = model_and_input()
     promised = shape_reading(module, SHAPE).traffic(TTP).offline.bytes

@@ -101,7 +101,8 @@ def view_of(protocol: Protocol, inputs: tuple[Any, ...], viewer: int, family: st
         protocol.run(engine, *(pair[number] for pair in shares))
         assert not engine.left
         if number == viewer:
-            seen.append((flat(wires[number].seen[before:]), flat(engine.opened), flat(corrections)))
+            messages = [message for message in wires[number].seen[before:] if message.dtype == np.int64]  # no meetings
+            seen.append((flat(messages), flat(engine.opened), flat(corrections)))
 
     def party(number: int) -> None:
         for run in range(runs):
