@@ -94,6 +94,7 @@ class Ledger:
     _open: list[int] | None = None
     _dealer_depth: int = 0
     _dealer_s: float = 0.0
+    _apart_s: float = 0.0
     _since_message_dealer_s: float = 0.0
     _last_end_s: float = 0.0
     _start_s: float = 0.0
@@ -102,7 +103,7 @@ class Ledger:
         """Forget everything and record from now on."""
         self.entries.clear()
         self._op_s.clear()
-        self._dealer_s = self._since_message_dealer_s = 0.0
+        self._dealer_s = self._apart_s = self._since_message_dealer_s = 0.0
         self.recording = True
         self._start_s = self._last_end_s = time.perf_counter()
 
@@ -111,7 +112,7 @@ class Ledger:
         total_s = time.perf_counter() - self._start_s
         self.recording = False
         op_s = tuple(sorted(self._op_s.items()))
-        online_s, entries = total_s - self._dealer_s, tuple(self.entries)
+        online_s, entries = total_s - self._dealer_s - self._apart_s, tuple(self.entries)
         return MessageLog(self.party, self.parties, entries, online_s, self._dealer_s, op_s, self.transport)
 
     @contextmanager
@@ -119,11 +120,11 @@ class Ledger:
         """Everything sent inside belongs to this operation of this module; its online time is kept by op."""
         before = self.op, self.site
         self.op, self.site = op, site
-        start_s, dealer_s = time.perf_counter(), self._dealer_s
+        start_s, dealer_s = time.perf_counter(), self._dealer_s + self._apart_s
         try:
             yield
         finally:
-            online_s = time.perf_counter() - start_s - (self._dealer_s - dealer_s)
+            online_s = time.perf_counter() - start_s - (self._dealer_s + self._apart_s - dealer_s)
             self._op_s[op] = self._op_s.get(op, 0.0) + online_s
             self.op, self.site = before
 
@@ -159,6 +160,17 @@ class Ledger:
                 elapsed_s = time.perf_counter() - start_s
                 self._dealer_s += elapsed_s
                 self._since_message_dealer_s += elapsed_s
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Time that is neither online nor the dealer's: parties that meet so that a measurement starts for both."""
+        start_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed_s = time.perf_counter() - start_s
+            self._apart_s += elapsed_s
+            self._since_message_dealer_s += elapsed_s
 
     def payload(self, size_bytes: int) -> None:
         """A tensor of this size was handed to torch.distributed, or to a link."""

@@ -15,19 +15,19 @@ Range = tuple[float, float]
 # Where nothing is declared. Of softmax: how far an entry may lie below its row's largest, and scores themselves where
 # no maximum is taken.
 DEFAULT: dict[str, Range] = {
-    "relu": (-65536.0, 65536.0),
-    "abs": (-65536.0, 65536.0),
-    "maximum": (-65536.0, 65536.0),
-    "gelu": (-32768.0, 32768.0),
-    "silu": (-32768.0, 32768.0),
-    "sigmoid": (-32768.0, 32768.0),
-    "tanh": (-32768.0, 32768.0),
+    "relu": (-65535.0, 65535.0),
+    "abs": (-65535.0, 65535.0),
+    "maximum": (-65535.0, 65535.0),
+    "gelu": (-32767.0, 32767.0),
+    "silu": (-32767.0, 32767.0),
+    "sigmoid": (-32767.0, 32767.0),
+    "tanh": (-32767.0, 32767.0),
     "softmax": (-54.0, 0.0),
     "softmax_max_free": (-8.0, 8.0),
     "exp": (-8.0, 8.0),
-    "reciprocal": (4.0**-7, 65536.0),
-    "inverse_square_root": (4.0**-7, 65536.0),
-    "row_normalize": (4.0**-6, 65536.0),
+    "reciprocal": (4.0**-7, 65535.0),
+    "inverse_square_root": (4.0**-7, 65535.0),
+    "row_normalize": (4.0**-6, 65535.0),
     "layer_norm": (2.0**-13, 2048.0),
 }
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from mpc import rows  # noqa: F401 - importing registers the table
+from mpc.arguments import mapped
 from mpc.crypten_import import import_crypten
 from mpc.fixed_point import encode
 from mpc.ledger import Ledger, MessageLog
@@ -69,7 +69,7 @@ class SecureReading(Reading):
         if func in _VIEWS:  # shares may lie in memory otherwise than the contiguous tensor that they stand for
             func = torch.ops.aten.reshape.default
         raw = partial(self._raw, joins=func in JOINS)
-        return func(*tree_map(raw, args), **tree_map(raw, kwargs))
+        return func(*mapped(raw, args), **mapped(raw, kwargs))
 
     def hold(self, moved: Tensor) -> Shares:
         """What was moved as CrypTen's shares."""
@@ -87,7 +87,7 @@ class SecureReading(Reading):
 
 
 def _shares_of(tree: Any) -> Any:
-    return tree_map(lambda leaf: leaf.shares if isinstance(leaf, SecureTensor) else leaf, tree)
+    return mapped(lambda leaf: leaf.shares if isinstance(leaf, SecureTensor) else leaf, tree)
 
 
 def share(values: Tensor | None, shape: tuple[int, ...], owner: int, scheme: Scheme, what: str) -> Shares:

@@ -15,8 +15,8 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_iter, tree_map
 
+from mpc.arguments import key_of, leaves, mapped
 from mpc.ranges import NOTHING_DECLARED, Ranges
 from mpc.table import COMPOSITES, ROWS, STRUCTURAL, Row
 from mpc.trace import Operand, Operation, Visibility
@@ -47,6 +47,10 @@ _CONSTANTS = {
     aten.zeros_like.default,
     aten.ones_like.default,
 }
+
+
+_DESCRIBED: dict[Any, Operation] = {}  # operations by function and argument shapes, without module and range
+_DESCRIBED_LIMIT = 100_000
 
 
 class SecretError(ValueError):
@@ -83,7 +87,7 @@ class SecureTensor(torch.Tensor):
     ) -> Any:
         """Run one operation on secrets: look its row up, refuse it by name, or let torch decompose it."""
         kwargs = kwargs or {}
-        first = next(a for a in tree_iter((args, kwargs)) if isinstance(a, SecureTensor))
+        first = next(a for a in leaves((args, kwargs)) if isinstance(a, SecureTensor))
         return first.reading.dispatch(func, args, kwargs)
 
     def __repr__(self, **_: object) -> str:  # type: ignore[override]
@@ -158,22 +162,34 @@ class Reading(ABC):
             raise SecretError(f"{func} in module {self.site or '(top)'}: {error}") from error
 
     def _row(self, entry: Row, func: Any, args: Any, kwargs: Any) -> SecureTensor:
-        output = func(*meta(args), **meta(kwargs))
-        shape = tuple(output.shape)
-        described = dict(self._located(func, entry.describe, (shape, *args), kwargs))
+        described = self._described(entry, func, args, kwargs)
         declared = self.ranges.of(entry.name, self.site)
+        attributes = described.attributes
         if declared is not None:
-            described["range"] = declared
-        attributes = tuple(sorted(described.items()))
-        operands = tuple(_operand(a) for a in tree_iter((args, kwargs)) if isinstance(a, Tensor))
-        operation = Operation(entry.name, operands, shape, attributes, self.site)
+            attributes = tuple(sorted({**dict(attributes), "range": declared}.items()))
+        operation = Operation(entry.name, described.operands, described.output, attributes, self.site)
         self.operations.append(operation)
         shares = self._located(func, self.run_row, (entry, operation, args, kwargs), {})
-        return self.wrap(shape, shares, "secret")
+        return self.wrap(operation.output, shares, "secret")
+
+    def _described(self, entry: Row, func: Any, args: Any, kwargs: Any) -> Operation:
+        """The operation by its shapes; remembered, unless a public tensor takes part, whose values may matter."""
+        key = None
+        if not any(isinstance(a, Tensor) and not isinstance(a, SecureTensor) for a in leaves((args, kwargs))):
+            key = (func, key_of(args, _leaf_key), key_of(kwargs, _leaf_key))
+            if key in _DESCRIBED:
+                return _DESCRIBED[key]
+        shape = tuple(func(*meta(args), **meta(kwargs)).shape)
+        described = self._located(func, entry.describe, (shape, *args), kwargs)
+        operands = tuple(_operand(a) for a in leaves((args, kwargs)) if isinstance(a, Tensor))
+        operation = Operation(entry.name, operands, shape, tuple(sorted(described.items())))
+        if key is not None and len(_DESCRIBED) < _DESCRIBED_LIMIT:
+            _DESCRIBED[key] = operation
+        return operation
 
     def _structural(self, func: Any, args: Any, kwargs: Any) -> Any:
         joins = func in JOINS  # every tensor is data there; elsewhere an integer tensor is an index
-        sources = [a for a in tree_iter((args, kwargs)) if isinstance(a, Tensor) and (joins or a.is_floating_point())]
+        sources = [a for a in leaves((args, kwargs)) if isinstance(a, Tensor) and (joins or a.is_floating_point())]
         kept = all(isinstance(a, SecureTensor) and a.visibility == "weight" for a in sources)
         outputs = self.move(func, args, kwargs)
         aliases = next(a for a in sources if isinstance(a, SecureTensor)).aliases
@@ -185,7 +201,7 @@ class Reading(ABC):
                 tensor.aliases = aliases
             return tensor
 
-        return tree_map(wrap, outputs)
+        return mapped(wrap, outputs)
 
     def _in_place(self, func: Any, args: Any, kwargs: Any) -> SecureTensor:
         target = args[0]
@@ -218,7 +234,14 @@ def meta(tree: Any) -> Any:
             return torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")
         return leaf.to("meta") if isinstance(leaf, Tensor) else leaf
 
-    return tree_map(empty, tree)
+    return mapped(empty, tree)
+
+
+def _leaf_key(leaf: Any) -> Any:
+    """What matters of an argument: shape and visibility of a secret, type and value of anything else."""
+    if isinstance(leaf, SecureTensor):
+        return tuple(leaf.shape), leaf.visibility
+    return type(leaf), leaf
 
 
 def _operand(tensor: Tensor) -> Operand:

@@ -13,7 +13,6 @@ bits in one round: ABY2.0 (USENIX Security 2021). W words hold one bit of each o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,14 +30,18 @@ _ALL_ONES = np.uint64(2**64 - 1)
 
 
 def chunks_for(bound: float, fraction_bits: int) -> int:
-    """Chunks that hold the sign of every |x| < bound exactly; ValueError where bound is beyond the widest comparison.
+    """Chunks that hold the sign of every |x| <= bound exactly; ValueError where bound is beyond the widest comparison.
 
     k chunks tell signs for |x| < 2^(4 k - f).
     """
-    chunks = max(MIN_CHUNKS, math.ceil((fraction_bits + math.log2(bound)) / CHUNK_BITS))
+    bits = int(bound * 2**fraction_bits).bit_length()  # x = bound itself needs a bit more where that is a power of two
+    chunks = max(MIN_CHUNKS, -(-bits // CHUNK_BITS))
     if chunks > MAX_CHUNKS:
         widest = 2.0 ** (CHUNK_BITS * MAX_CHUNKS - fraction_bits)
-        raise ValueError(f"values up to {bound:g} are beyond the widest comparison, |x| <= {widest:g}")
+        raise ValueError(
+            f"values up to {bound:g} are beyond the widest comparison, |x| < {widest:g} with {fraction_bits} fraction "
+            "bits: declare narrower ranges, or take fewer fraction bits"
+        )
     return chunks
 
 

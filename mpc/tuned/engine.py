@@ -86,10 +86,14 @@ class Engine:
                 self._stock.append((seen, material))
                 if self.source.dealt_bytes - start >= SLICE_BYTES:
                     break
-            self.meet()
+        self.meet()
 
     def meet(self) -> None:
-        """Return when both parties are here."""
+        """Return when both parties are here; the time that takes is nobody's."""
+        with self.ledger.apart():
+            self._meet()
+
+    def _meet(self) -> None:
         self.peer.exchange(np.zeros(1, np.uint8), np.zeros(1, np.uint8), _MEETING_TAG)
 
     @property

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
+from mpc.arguments import leaves, mapped
 from mpc.fixed_point import encode
 from mpc.ledger import Ledger, MessageLog
 from mpc.party import Party
@@ -59,7 +59,7 @@ class TunedReading(Reading):
                 return encoded if self.engine.first else torch.zeros_like(encoded)
             return leaf
 
-        return func(*tree_map(raw, args), **tree_map(raw, kwargs))
+        return func(*mapped(raw, args), **mapped(raw, kwargs))
 
 
 class SetupReading(TunedReading):
@@ -82,7 +82,7 @@ class SetupReading(TunedReading):
 
     def move(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Move shares where all of them are here, shapes where one is not."""
-        tensors = [a for a in tree_leaves((args, kwargs)) if isinstance(a, SecureTensor)]
+        tensors = [a for a in leaves((args, kwargs)) if isinstance(a, SecureTensor)]
         if any(tensor.shares is None for tensor in tensors):
             return func(*meta(args), **meta(kwargs))
         return super().move(func, args, kwargs)
@@ -93,7 +93,7 @@ class SetupReading(TunedReading):
 
 
 def _shares_of(tree: Any) -> Any:
-    return tree_map(lambda leaf: leaf.shares if isinstance(leaf, SecureTensor) else leaf, tree)
+    return mapped(lambda leaf: leaf.shares if isinstance(leaf, SecureTensor) else leaf, tree)
 
 
 def tuned_forward(

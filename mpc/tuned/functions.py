@@ -66,7 +66,8 @@ def exp_events(scheme: Scheme, shape: tuple[int, ...], chain: ExpChain) -> Event
 
 def _drop(gap: float, fraction_bits: int) -> int:
     """Bits that the maximum inside softmax leaves out so that 16 bits tell all differences up to `gap`."""
-    return max(0, fraction_bits + math.ceil(math.log2(gap)) - c.CHUNK_BITS * _MAXIMUM_CHUNKS)
+    room = 1 + 2.0**-12  # for rounding, and so that a gap of a power of two gets the bit that it needs
+    return max(0, fraction_bits + math.ceil(math.log2(gap * room)) - c.CHUNK_BITS * _MAXIMUM_CHUNKS)
 
 
 def softmax(engine: Engine, x: Ring, gap: float) -> Ring:

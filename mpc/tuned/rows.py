@@ -72,7 +72,9 @@ def fixed_operand(operation: Operation) -> int | None:
 
 
 def fixed_form(operation: Operation, weights: Tensor) -> Tensor:
-    """The weights as the product takes them: a linear layer's columns."""
+    """The weights as the product takes them: a linear layer's columns, a layer norm's in one row."""
+    if operation.op == "layer_norm":
+        return weights.reshape(-1)
     return weights.t() if operation.op == "linear" else weights
 
 

@@ -2,7 +2,7 @@
 
 One masked opening c = x + r serves the comparison and the product with its outcome. The outcome's bits b are opened as
 e = b ^ m, and with dealer-shared m and m r, in the ring, b = e + (1 - 2 e) m and b x = b (c - r) follow without another
-message (b: SecureML, S&P 2017; the product with an opened masked value: ABY2.0, USENIX Security 2021).
+message (b: Rotaru and Wood, INDOCRYPT 2019; the product with an opened masked value: ABY2.0, USENIX Security 2021).
 """
 
 from __future__ import annotations

@@ -80,7 +80,9 @@ class Source(ABC):
 
     def next_fixed(self) -> FixedMask:
         """The mask that the next product with a fixed weight uses; inferences use them in the order of the setup."""
-        fixed = self.fixed[self._next_fixed % len(self.fixed)]
+        if self._next_fixed >= len(self.fixed):
+            raise RuntimeError(f"an inference uses more fixed weights than the {len(self.fixed)} that were set up")
+        fixed = self.fixed[self._next_fixed]
         self._next_fixed += 1
         return fixed
 

@@ -65,10 +65,12 @@ def test_fixed_weights_are_opened_once_and_inputs_each_time(weights_first: bool)
     setup, online = [e for e in events if isinstance(e, Message) and e.phase == "setup"], events[1:]
 
     def inferences(engine, w, a, b):  # noqa: ANN001, ANN202
-        p.fix_weights(engine, w)
-        # what was dealt before the weights were fixed could not know them: deal here
-        engine.stock([e for e in online if not isinstance(e, Message)] * 2)
-        return np.stack([p.product_with_fixed(engine, "matmul", x, shape, (), weights_first) for x in (a, b)])
+        p.fix_weights(engine, w)  # what is dealt before could not know the weights
+        results = []
+        for x in (a, b):
+            engine.stock([e for e in online if not isinstance(e, Message)])
+            results.append(p.product_with_fixed(engine, "matmul", x, shape, (), weights_first))
+        return np.stack(results)
 
     outcome = run_both(inferences, [], shared(weights), shared(first, 1), shared(second, 2), check=False)
     pairs = [(weights, x) if weights_first else (x, weights) for x in (first, second)]

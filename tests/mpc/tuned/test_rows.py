@@ -106,6 +106,28 @@ def test_a_value_outside_its_range_is_counted_securely_and_seen_by_the_plain_sha
 
 
 @pytest.mark.parties
+@pytest.mark.parametrize("bound", [1.0, 12.2, 16.0, 256.0])
+def test_the_ends_of_a_declared_range_belong_to_it(tuned_parties: Parties, bound: float) -> None:
+    x = torch.tensor([[-bound, -bound / 2, 0.0, 2.0**-16, 0.5 * bound, bound - 2.0**-15, bound]])
+    for name in ("relu", "abs", "gelu", "silu"):
+        ranges = Ranges((("", name, -bound, bound),))
+        assert _worst(tuned_parties, Apply(name).eval(), x, VARIANTS["checked"], ranges) < 1.5e-3, name
+    gaps = torch.tensor([[0.0, -bound, -bound / 2, -0.25, 0.0, -0.5, 2.0**-16 - bound]])
+    assert _worst(tuned_parties, Apply("softmax").eval(), gaps, TUNED, Ranges((("", "softmax", -bound, 0.0),))) < 2e-3
+
+
+@pytest.mark.parties
+@pytest.mark.parametrize(("shape", "norm"), [((2, 3, 4), (3, 4)), ((4, 4, 1), (4, 1)), ((5, 6), (6,))])
+def test_layer_norm_over_several_dimensions(
+    tuned_parties: Parties, shape: tuple[int, ...], norm: tuple[int, ...]
+) -> None:
+    torch.manual_seed(9)
+    module = nn.LayerNorm(norm).eval()
+    nn.init.normal_(module.weight)
+    assert _worst(tuned_parties, module, torch.randn(shape), TUNED) < 3e-3
+
+
+@pytest.mark.parties
 @pytest.mark.parametrize("length", [2, 3, 20, 65, 197, 257])
 def test_maximum_and_softmax_over_the_lengths_of_real_networks(tuned_parties: Parties, length: int) -> None:
     x = torch.randn(2, length, generator=torch.Generator().manual_seed(length))

@@ -70,9 +70,10 @@ def test_levels_of_a_maximum(length: int, levels: list[int]) -> None:
 
 
 def test_chunks_for_a_bound() -> None:
-    assert [chunks_for(b, 16) for b in (0.5, 1, 1.01, 16, 17, 256, 4096, 65536)] == [4, 4, 5, 5, 6, 6, 7, 8]
+    bounds = (0.5, 1 - 2**-16, 1, 15.9, 16, 255, 256, 4095, 4096, 65536 - 2**-16)
+    assert [chunks_for(b, 16) for b in bounds] == [4, 4, 5, 5, 6, 6, 7, 7, 8, 8]
     with pytest.raises(ValueError, match="beyond the widest comparison"):
-        chunks_for(65537, 16)
+        chunks_for(65536, 16)
 
 
 def test_planes_hold_the_lowest_bits() -> None:

@@ -176,8 +176,11 @@ def unlike(one: Seen, two: Seen) -> list[str]:
 def with_fixed(engine: Engine, w: Any, x: Any) -> Any:
     """Setup of weights, then two inferences: the mask of the weights stays, that of the input does not."""
     products.fix_weights(engine, w)
-    engine.stock(products.product_with_fixed_events("matmul", x.shape, w.shape)[1:2] * 2)
-    return [products.product_with_fixed(engine, "matmul", x, w.shape) for _ in range(2)]
+    results = []
+    for _ in range(2):
+        engine.stock(products.product_with_fixed_events("matmul", x.shape, w.shape)[1:2])
+        results.append(products.product_with_fixed(engine, "matmul", x, w.shape))
+    return results
 
 
 def with_fixed_norm(engine: Engine, w: Any, x: Any) -> Any:
