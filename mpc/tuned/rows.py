@@ -7,6 +7,7 @@ tensors and numbers stay as they are. Its `sends` is the closed form, a function
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -172,6 +173,12 @@ def _multiply_sends(scheme: Scheme, operation: Operation) -> Events:
     return [] if operation["integral"] else _product_events(scheme, operation, "multiply")
 
 
+@lru_cache(maxsize=1024)
+def _factor(value: float, scheme: Scheme) -> int:
+    """A public factor as an encoded integer."""
+    return int(encode_factor(_public(value), scheme, "a public factor"))
+
+
 @tuned("multiply", sends=_multiply_sends)
 def _multiply(engine: Engine, operation: Operation, x: Any, y: Any) -> Tensor:
     if _is_public(x):
@@ -179,7 +186,9 @@ def _multiply(engine: Engine, operation: Operation, x: Any, y: Any) -> Tensor:
     if operation["integral"]:
         result: Tensor = x * (y if isinstance(y, Tensor) else int(y))
         return result
-    return _product(engine, operation, "multiply", x, _public(y) if _is_public(y) else y)
+    if isinstance(y, float):
+        return _truncated(engine, x * _factor(y, engine.scheme))
+    return _product(engine, operation, "multiply", x, y)
 
 
 def _divide_sends(scheme: Scheme, operation: Operation) -> Events:
