@@ -339,6 +339,7 @@ def main() -> NoReturn:
 
 import verbs  # noqa: E402, F401 - registers the verbs that run something; they need the names above
 import verbs_bench  # noqa: E402, F401
+import verbs_breakdown  # noqa: E402, F401
 
 if __name__ == "__main__":
     main()

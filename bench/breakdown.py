@@ -8,11 +8,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 
+from bench.machine import this_machine
+from bench.running import SchemeParties, run_in_turn
 from bench.secure_run import SecureRun
 from mpc.network import LOOPBACK, NetworkProfile
 from mpc.parties import Parties, Party
+from mpc.ranges import Ranges
+from mpc.scheme import Scheme
 
+BATCHES = (1, 2, 4)
 _PROBE_BYTES = 1 << 22
 _PROBE_TAG = 7
 
@@ -63,6 +69,51 @@ def breakdown(runs: Mapping[int, SecureRun], network: NetworkProfile, bytes_per_
         waiting_s=waited_s - transfer_s,
         floor_s=traffic.bytes[log.party] / bytes_per_s + delay_s,
     )
+
+
+def measure_breakdown(
+    running: SchemeParties,
+    workload: str,
+    module: nn.Module,
+    inputs: Tensor,
+    ranges: Mapping[Scheme, Ranges],
+    network: NetworkProfile = LOOPBACK,
+    repeats: int = 9,
+) -> list[dict[str, Any]]:
+    """A record for every scheme of `running`: the breakdown of `module` on the first image of `inputs`.
+
+    `inputs` holds at least as many images as the largest batch, 4.
+    """
+    by_batch = {batch: _in_turn(running, module, inputs[:batch], ranges, repeats) for batch in BATCHES}
+    direct = next((running.of(scheme) for scheme in running.schemes if scheme.transport == "direct"), None)
+    loopback_bytes_per_s = link_bytes_per_s(direct) if direct is not None and network == LOOPBACK else float("inf")
+    bytes_per_s = loopback_bytes_per_s if network == LOOPBACK else network.bytes_per_s
+    records = []
+    for scheme in running.schemes:
+        runs = {batch: by_scheme[scheme] for batch, by_scheme in by_batch.items()}
+        records.append(
+            {
+                "record": "breakdown",
+                "workload": workload,
+                "scheme": scheme.to_json(),
+                "network": network.name,
+                "mode": running.mode,
+                "batches": list(BATCHES),
+                "rounds": max(runs[1].traffic.online.rounds),
+                "bytes": max(runs[1].traffic.online.bytes),
+                "link_bytes_per_s": None if bytes_per_s == float("inf") else bytes_per_s,
+                "seconds": breakdown(runs, network, bytes_per_s).to_json(),
+                "online_s": {str(batch): list(run.online_s) for batch, run in runs.items()},
+                "machine": this_machine(),
+            }
+        )
+    return records
+
+
+def _in_turn(
+    running: SchemeParties, module: nn.Module, inputs: Tensor, ranges: Mapping[Scheme, Ranges], repeats: int
+) -> dict[Scheme, SecureRun]:
+    return run_in_turn(running, module, inputs, running.schemes, None, repeats, ranges)
 
 
 def _own_s(run: SecureRun) -> float:
