@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,20 @@ def test_a_measured_candidate_is_what_the_report_reads(two_parties: Parties, tmp
     assert predicted["loopback"]["p05"] < predicted["loopback"]["p50"] < predicted["loopback"]["p95"]
     by_op = candidate["by_op_s"]
     assert sum(by_op["cheetah-wan"].values()) - sum(by_op["loopback"].values()) == pytest.approx(link_s)
+
+
+@pytest.mark.parties
+def test_a_candidate_of_the_tuned_scheme_has_ranges_of_training_images(tuned_parties: Parties) -> None:
+    torch.manual_seed(0)
+    trained, draw = VisionTransformer(SPEC).eval(), torch.Generator().manual_seed(3)
+    images, others = (torch.randn(n, 3, 32, 32, generator=draw) for n in (2, 16))
+    labels, found = torch.tensor([0, 1]), {"accuracy": 0.5, "found_by": "uniform", "seed": 0, "ratio": None}
+    measure = partial(workflow.candidate_record, tuned_parties, "tiny", trained, found, images, labels, None, [])
+    calibrated, default = measure(repeats=1, training_images=others), measure(repeats=1)
+    for record in (calibrated, default):
+        assert (record["ranges"], record["agreement"]) == ("checked by a plain shadow", 1.0)
+        assert not record["functions_outside_their_domain"] and record["setup"]["bytes"] > 0
+    assert calibrated["online"]["bytes"] < default["online"]["bytes"]
 
 
 def _latency(link: str, present_s: float, per_head_s: float) -> MixtureLatency:

@@ -13,6 +13,7 @@ from bench.records import plain
 from models.spec import BlockSpec, ViTSpec
 from models.vit import VisionTransformer
 from mpc.parties import Parties
+from mpc.ranges import Ranges
 from mpc.scheme import Roles, Scheme
 
 IMAGES = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -83,6 +84,21 @@ def test_functions_that_leave_their_domain_are_named_with_their_module(two_parti
     documented = infer(two_parties, network, IMAGES, batch=5)
     assert not inference_record(documented, "tiny")["health"]["functions_outside_their_domain"]
     assert documented.max_logit_difference < 5e-2 < released.max_logit_difference
+
+
+@pytest.mark.parties
+def test_without_a_plain_shadow_only_a_secure_check_knows_what_lay_outside(tuned_parties: Parties) -> None:
+    network, checking = _network(), replace(tuned_parties.scheme, range_check=True)
+    narrow = Ranges((("blocks.0.mlp.act", "gelu", -(2.0**-6), 2.0**-6),))
+    unseen = inference_record(infer(tuned_parties, network, IMAGES, ranges=narrow, shadow=False), "tiny")["health"]
+    assert (unseen["ranges"], unseen["functions_outside_their_domain"]) == ("unchecked", None)
+    assert (unseen["outside_securely"], unseen["expected_wraps"]) == (None, None)
+    counted = infer(tuned_parties, network, IMAGES, scheme=checking, ranges=narrow, batch=3)
+    health = inference_record(counted, "tiny")["health"]
+    assert health["ranges"] == "checked securely" and health["outside_securely"] > 0
+    assert [(row["op"], row["site"]) for row in health["functions_outside_their_domain"]] == [
+        ("gelu", "blocks.0.mlp.act")
+    ]
 
 
 @pytest.mark.parties
