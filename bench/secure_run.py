@@ -80,6 +80,7 @@ def run_module(
     inputs = inputs.detach().clone()  # a slice would travel with everything that it is a slice of
     # Also refuses what cannot run, before any party works.
     expected = shape_reading(module, shape, scheme.weights, ranges)
+    expected.traffic(scheme)
     skeleton = structure_of(module) if scheme.weights == "private" else module
     arguments = [
         (

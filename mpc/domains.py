@@ -17,6 +17,7 @@ from mpc.fixed_point import largest_magnitude
 from mpc.ranges import DEFAULT, NOTHING_DECLARED, Ranges
 from mpc.scheme import Scheme
 from mpc.tensor import module_sites
+from mpc.tuned.approximations import EXP_RELATIVE_BOUND
 
 aten = torch.ops.aten
 Span = tuple[float, float]
@@ -198,5 +199,8 @@ def _widened(op: str, name: str, span: Span) -> Span:
         return max(low / _MARGIN, _SMALLEST), min(high * _MARGIN, DEFAULT[op][1])
     if name == "softmax gap":
         return min(low, -1.0) * _GAP_MARGIN, 0.0
-    bound = _MARGIN * max(abs(low), abs(high), 2.0**-8)
+    seen = max(abs(low), abs(high), 2.0**-8)
+    bound = _MARGIN * seen
+    if op in ("exp", "softmax"):  # e^x is fitted up to a bound that its margin must not pass
+        bound = max(seen, min(bound, EXP_RELATIVE_BOUND))
     return -bound, bound
