@@ -322,6 +322,7 @@ def search_mpcvit(
     ] = None,
     weight: Annotated[float | None, typer.Option(help="weight of the latency (0.05) or L1 (0.05 / 16) term")] = None,
     epochs: Annotated[int | None, typer.Option(help="epochs of the search; 7 on the digits")] = None,
+    scheme: SchemeName = "crypten",
     functions: Functions = "documented",
     seed: Seed = 0,
     json_only: JsonOnly = False,
@@ -332,7 +333,7 @@ def search_mpcvit(
     """
     from nas.runs import SearchRequest, parse_budget, search_on_link
 
-    chosen = scheme_of({"functions": functions})
+    chosen = scheme_of({"scheme": scheme, "functions": functions})
     shares = tuple(float(ratio) for ratio in ratios.split(","))
     link = network or (parse_budget(budget)[1] if budget else "cheetah-wan")
     request = SearchRequest(model, data, link, tuple(kinds_of(kinds)), shares, budget, weight, epochs, seed)

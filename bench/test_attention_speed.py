@@ -24,10 +24,13 @@ SHAPE = AttentionShape(tokens=65, dim=256, heads=4)
 INPUT_SHAPE = (SHAPE.batch, SHAPE.tokens, SHAPE.dim)
 
 
-@pytest.fixture(scope="module")
-def parties() -> Iterator[Parties]:
-    """Two parties for all measured cases."""
-    with Parties(Scheme(), deadline_s=250) as started:
+SCHEMES = [Scheme(), Scheme("tuned", transport="direct")]
+
+
+@pytest.fixture(scope="module", params=SCHEMES, ids=lambda scheme: str(scheme.name))
+def parties(request: pytest.FixtureRequest) -> Iterator[Parties]:
+    """Two parties of each scheme for all measured cases."""
+    with Parties(request.param, deadline_s=250) as started:
         yield started
 
 
@@ -44,10 +47,12 @@ def _timed(benchmark: BenchmarkFixture, function: Callable[..., Any], *arguments
 
 @pytest.mark.benchmark(group="attention, predicted")
 @pytest.mark.parametrize("kind", KINDS)
-def test_predict_attention(benchmark: BenchmarkFixture, kind: str) -> None:
-    layer, scheme = attention_layer(kind, SHAPE), Scheme()
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: str(scheme.name))
+def test_predict_attention(benchmark: BenchmarkFixture, kind: str, scheme: Scheme) -> None:
+    layer = attention_layer(kind, SHAPE)
     trace: Trace = _timed(benchmark, shape_reading, layer, INPUT_SHAPE)
-    benchmark.extra_info |= {"kind": kind, "mode": "predicted", **_phases(trace.traffic(scheme).to_json())}
+    benchmark.extra_info |= {"kind": kind, "mode": "predicted", "scheme": scheme.to_json()}
+    benchmark.extra_info |= {**_phases(trace.traffic(scheme).to_json())}
 
 
 @pytest.mark.parties

@@ -127,8 +127,8 @@ def _latency(spec: ViTSpec, request: SearchRequest, scheme: Scheme) -> MixtureLa
     cost_model = load_default(scheme)
     if cost_model is None:
         raise ValueError(
-            f"a latency term needs a calibration of this machine for {scheme.functions} functions; "
-            f"run: mpc-pareto calibrate --functions {scheme.functions}"
+            f"a latency term needs a calibration of this machine for {scheme.label}; "
+            f"run: mpc-pareto calibrate --scheme {scheme.name} --functions {scheme.functions}"
         )
     return mixture_latency(spec, request.kinds, cost_model, scheme, network(request.link))
 
