@@ -9,7 +9,7 @@ import dis
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from mpc.network import NetworkProfile
     from mpc.ranges import Ranges
     from mpc.scheme import Roles, Scheme
     from mpc.trace import Trace
@@ -135,9 +136,8 @@ def predict(
     every profile.
     """
     from mpc.network import PROFILES
-    from mpc.network import network as profile
 
-    profiles = [profile(name) for name in network] if network else list(PROFILES.values())
+    profiles = [link_of(name) for name in network] if network else list(PROFILES.values())
     chosen = scheme_of(ctx.params)
     roles = roles_of(input_owner, model_owner, reveal_to, parties)
     declared = ranges_of(ranges, [chosen], calibrates=False)
@@ -149,6 +149,7 @@ def predict(
     with progress_console.status(f"reading {model}"):
         module = build(model)
         trace = shape_reading(module, (batch, *input_shape(module)[1:]), chosen.weights, declared or NOTHING_DECLARED)
+        warn_of_unused(ranges, declared, [trace])
         seconds = _seconds(trace, chosen, profiles)
     traffic, by_op, by_module = trace.traffic(chosen), trace.by_op(chosen), trace.by_module(chosen)
     phases = traffic.to_json()
@@ -194,14 +195,23 @@ def schemes_of(options: Mapping[str, Any]) -> list[Scheme]:
 
 
 def roles_of(input_owner: int, model_owner: int, reveal_to: str, parties: int) -> Roles:
-    """The roles as options give them; ValueError for a party that does not exist."""
+    """The roles as options give them; UsageError for a party that does not exist."""
     from mpc.scheme import Roles
 
-    if reveal_to != "all" and not reveal_to.isdecimal():
-        raise ValueError(f"--reveal-to is a party's number or all, got {reveal_to!r}")
+    if reveal_to != "all" and not (reveal_to.isascii() and reveal_to.isdecimal()):
+        raise UsageError(f"--reveal-to is a party's number or all, got {reveal_to!r}")
     roles = Roles(input_owner, model_owner, None if reveal_to == "all" else int(reveal_to))
-    roles.check(parties)
+    with wrong_usage():
+        roles.check(parties)
     return roles
+
+
+def link_of(name: str) -> NetworkProfile:
+    """The network that --network names; UsageError where there is none."""
+    from mpc.network import network
+
+    with wrong_usage():
+        return network(name)
 
 
 def ranges_of(choice: str | None, schemes: Sequence[Scheme], calibrates: bool = True) -> Ranges | None:
@@ -210,6 +220,15 @@ def ranges_of(choice: str | None, schemes: Sequence[Scheme], calibrates: bool = 
 
     with wrong_usage():
         return ranges_named(choice, schemes, calibrates)
+
+
+def warn_of_unused(choice: str | None, ranges: Ranges | None, traces: Iterable[Trace]) -> None:
+    """Says on stderr which rows of the file `choice` no operation takes. Raises ValueError where none is taken."""
+    from bench.range_files import unused_rows
+
+    if unused := unused_rows(choice, ranges, traces):
+        shown = ", ".join(unused[:5]) + f" and {len(unused) - 5} more" * (len(unused) > 5)
+        typer.echo(f"{choice}: rows that nothing here takes: {shown}", err=True)
 
 
 def _seconds(trace: Trace, scheme: Scheme, profiles: list[Any]) -> dict[str, dict[str, float]] | None:

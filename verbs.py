@@ -32,11 +32,13 @@ from cli import (
     Weights,
     app,
     finish,
+    link_of,
     progress_console,
     ranges_of,
     roles_of,
     scheme_of,
     show,
+    warn_of_unused,
     wrong_usage,
 )
 from cli import Parties as PartyCount
@@ -185,6 +187,9 @@ def infer(
     input_owner: InputOwner = 0,
     model_owner: ModelOwner = 1,
     reveal_to: RevealTo = "0",
+    no_shadow: Annotated[
+        bool, typer.Option("--no-shadow", help="observe no plain values; ranges are checked securely or not at all")
+    ] = False,
     seed: Annotated[int, typer.Option(help="seed of the weights of a MODEL that is no folder")] = 0,
     out: Out = None,
     json_only: JsonOnly = False,
@@ -205,6 +210,7 @@ def infer(
     from models.names import build, input_shape
     from mpc.parties import Parties
     from mpc.ranges import NOTHING_DECLARED
+    from mpc.reading import shape_reading
     from nas.data import load
     from nas.retrain import load_network
 
@@ -212,7 +218,7 @@ def infer(
     folder = Path(model)
     trained = folder.is_dir()
     if (folder / "manifest.json").is_file():
-        ignored = ("input_owner", "model_owner", "reveal_to", "seed", "out", "ranges", "save_ranges")
+        ignored = ("input_owner", "model_owner", "reveal_to", "seed", "out", "ranges", "save_ranges", "no_shadow")
         _demand_unset(ctx, "a run directory", *ignored)
         _infer_run(folder, chosen, data, images, batch, network or ["cheetah-lan", "cheetah-wan"], json_only)
         return
@@ -230,12 +236,14 @@ def infer(
     dataset = load(data, input_shape(module)[-1])
     declared = ranges_for([chosen], module, dataset.train_images[:CALIBRATION_IMAGES], declared).get(chosen)
     x, y = dataset.test_images[:images], dataset.test_labels[:images]
+    warn_of_unused(ranges, declared, (shape_reading(net, tuple(x[:1].shape), chosen.weights) for net in [module]))
     roles = roles_of(input_owner, model_owner, reveal_to, parties)
     demand_this_machine(out)
     with progress_bar() as progress, Parties(chosen) as running:
         task = progress.add_task("images", total=len(x))
         on_batch = lambda i, n: progress.update(task, completed=i)  # noqa: E731
-        result = secure_inference(running, module, x, y, chosen, roles, batch, on_batch, declared or NOTHING_DECLARED)
+        used = declared or NOTHING_DECLARED
+        result = secure_inference(running, module, x, y, chosen, roles, batch, on_batch, used, not no_shadow)
     if save_ranges is not None and declared is not None:
         write_ranges(save_ranges, [(chosen, declared)])
     record = {**inference_record(result, model), "weights_trained": trained, "seed": None if trained else seed}
@@ -255,7 +263,7 @@ def infer(
         table.add_row("weights", "trained" if trained else f"untrained (seed {seed})")
         table.add_row("online seconds an image", f"{record['seconds_per_image']:.4f}")
         outside = record["health"]["functions_outside_their_domain"]
-        table.add_row("functions outside their domain", str(len(outside)))
+        table.add_row("functions outside their domain", "not observed" if outside is None else str(len(outside)))
         table.add_row("ranges", record["health"]["ranges"])
         if record["health"]["outside_securely"] is not None:
             table.add_row("values outside, counted securely", str(record["health"]["outside_securely"]))
@@ -276,11 +284,10 @@ def _demand_unset(ctx: typer.Context, what: str, *names: str) -> None:
 def _infer_run(
     run: Path, scheme: Scheme, data: str, images: int, batch: int, networks: list[str], json_only: bool
 ) -> None:
-    from mpc.network import network as profile
     from mpc.parties import Parties
     from workflow import measure_run
 
-    links = [profile(name) for name in networks if name != "loopback"]
+    links = [link_of(name) for name in networks if name != "loopback"]
     with progress_bar() as progress, Parties(scheme) as running:
         task = progress.add_task("measuring", total=None)
         on_network = lambda i, n, what: progress.update(task, completed=i, total=n, description=what)  # noqa: E731
@@ -335,6 +342,8 @@ def search_mpcvit(
 
     chosen = scheme_of({"scheme": scheme, "functions": functions})
     shares = tuple(float(ratio) for ratio in ratios.split(","))
+    if network not in (None, "l1"):
+        link_of(network)
     link = network or (parse_budget(budget)[1] if budget else "cheetah-wan")
     request = SearchRequest(model, data, link, tuple(kinds_of(kinds)), shares, budget, weight, epochs, seed)
     with progress_bar() as progress:

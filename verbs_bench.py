@@ -32,11 +32,13 @@ from cli import (
     Weights,
     app,
     finish,
+    link_of,
     progress_console,
     ranges_of,
     roles_of,
     schemes_of,
     show,
+    warn_of_unused,
     wrong_usage,
 )
 from cli import Parties as PartyCount
@@ -103,20 +105,23 @@ def bench_attention(
     Several schemes run interleaved. Seconds are of the slowest party on loopback; --network adds rows replayed from
     the message log, or with --emulate link runs on such a link.
     """
-    from bench.attention import AttentionShape, measure_attention, reference_of, relative_seconds
+    from bench.attention import AttentionShape, attention_layer, measure_attention, reference_of, relative_seconds
     from bench.running import parties_on
     from models.kinds import KINDS
+    from mpc.reading import shape_reading
     from workflow import replayed_attention
 
     shape = AttentionShape(tokens, dim, heads, batch)
     names = kinds_of(kinds) if kinds else list(KINDS)
     schemes = schemes_of(ctx.params)
     declared = _ranges_of(ranges, save_ranges, schemes)
-    places, links = _places(network, emulate)
+    places, links = places_of(network, emulate)
     rows: list[dict[str, Any]] = []
     runs: list[SecureRun] = []
     roles = roles_of(input_owner, model_owner, reveal_to, parties)
     demand_this_machine(out)
+    layers = (attention_layer(kind, shape, linformer_k).eval() for kind in names)
+    warn_of_unused(ranges, declared, (shape_reading(layer, (batch, tokens, dim)) for layer in layers))
     with progress_bar() as progress:
         task = progress.add_task("starting parties", total=len(names) * len(places))
         on_kind = lambda what: progress.update(task, description=what)  # noqa: E731
@@ -186,17 +191,19 @@ def bench_model(
     from bench.attention import where
     from bench.running import parties_on, ranges_for, run_in_turn
     from models.names import build, input_shape
+    from mpc.reading import shape_reading
     from workflow import network_rows, output_figures
 
     schemes = schemes_of(ctx.params)
     declared = _ranges_of(ranges, save_ranges, schemes)
-    places, links = _places(network, emulate)
+    places, links = places_of(network, emulate)
     torch.manual_seed(seed)
     module = build(model)
     inputs = torch.randn(batch, *input_shape(module)[1:])
     others = torch.randn(_CALIBRATION_IMAGES, *input_shape(module)[1:])
     roles = roles_of(input_owner, model_owner, reveal_to, parties)
     demand_this_machine(out)
+    warn_of_unused(ranges, declared, (shape_reading(net, tuple(inputs.shape)) for net in [module]))
     rows: list[dict[str, Any]] = []
     runs: list[SecureRun] = []
     with progress_console.status(f"running {model} on {parties} parties"):
@@ -253,13 +260,16 @@ def bench_ops(
     json_only: JsonOnly = False,
 ) -> None:
     """Measure the non-linear functions one by one on the same number of elements; several schemes run interleaved."""
-    from bench.operations import demand_rows, measure_operations
+    from bench.operations import OPERATIONS, ROW, Operation, demand_rows, measure_operations
     from bench.running import parties_on
+    from mpc.reading import shape_reading
 
     demand_rows(elements)
     schemes = schemes_of(ctx.params)
     declared = ranges_of(ranges, schemes)
     demand_this_machine(out)
+    shape = (elements // ROW, ROW)
+    warn_of_unused(ranges, declared, (shape_reading(Operation(name).eval(), shape) for name in OPERATIONS))
     with progress_console.status("measuring operations"), parties_on(schemes) as running:
         rows = measure_operations(running, elements, repeats, seed, schemes, declared)
     keep(ctx, out, "bench ops", "operations", rows)
@@ -271,15 +281,14 @@ def bench_ops(
     _finish(rows, schemes, None)
 
 
-def _places(networks: Sequence[str] | None, emulate: str | None) -> tuple[list[NetworkProfile], list[NetworkProfile]]:
+def places_of(networks: Sequence[str] | None, emulate: str | None) -> tuple[list[NetworkProfile], list[NetworkProfile]]:
     """Where to run, and the links to replay on. Raises ValueError where this machine cannot have a shaped link."""
     from bench.shaped_link import why_not
     from mpc.network import LOOPBACK
-    from mpc.network import network as profile
 
     if emulate not in (None, "link"):
         raise UsageError(f"--emulate {emulate} is not available; choose from: link")
-    named = [profile(name) for name in networks or []]
+    named = [link_of(name) for name in networks or []]
     if emulate is None:
         return [LOOPBACK], [link for link in named if link != LOOPBACK]
     if not named:
@@ -314,8 +323,10 @@ def _caption(schemes: Sequence[Scheme]) -> str:
 
     if len(schemes) < 2:
         return ""
-    reference = short_label(reference_scheme(schemes).to_json())
-    return f"x faster: median seconds under {reference} over those of the row, on the same network"
+    stock = reference_scheme(schemes)
+    released = (stock.name, stock.functions, stock.transport) == ("crypten", "released", "gloo")
+    remark = "" if released else "; the reference is not CrypTen as released over gloo"
+    return f"x faster: median seconds under {short_label(stock.to_json())} over the row's, on the same network{remark}"
 
 
 def _faster(rows: Sequence[dict[str, Any]], schemes: Sequence[Scheme]) -> dict[str, list[str]]:

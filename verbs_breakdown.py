@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from cli import Dealer, JsonOnly, Transport, Truncation, finish, progress_console, schemes_of, show
+from cli import Dealer, JsonOnly, Transport, Truncation, UsageError, finish, progress_console, schemes_of, show
 from verbs import Out, Repeats, Seed, demand_this_machine, keep, kinds_of, rows_of
-from verbs_bench import FunctionLists, Schemes, bench_app
+from verbs_bench import Emulate, FunctionLists, Schemes, bench_app, places_of
 
 _PARTS = ("arithmetic_s", "python_s", "transfer_s", "waiting_s")
 
@@ -18,7 +18,8 @@ _PARTS = ("arithmetic_s", "python_s", "transfer_s", "waiting_s")
 def bench_breakdown(
     ctx: typer.Context,
     kinds: Annotated[str, typer.Option(help="attention kinds of a layer of 65 tokens, 256 wide, 4 heads")] = "softmax",
-    network: Annotated[str | None, typer.Option(help="a link shaped as this profile (Linux, root); loopback")] = None,
+    network: Annotated[str | None, typer.Option(help="the link to run on, with --emulate link; loopback")] = None,
+    emulate: Emulate = None,
     scheme: Schemes = "crypten,tuned",
     functions: FunctionLists = "documented",
     dealer: Dealer = "tfp",
@@ -39,11 +40,11 @@ def bench_breakdown(
     from bench.attention import AttentionShape, attention_layer, unit_input
     from bench.breakdown import BATCHES, measure_breakdown
     from bench.running import parties_on, ranges_for
-    from mpc.network import LOOPBACK
-    from mpc.network import network as profile
 
     schemes = schemes_of({**ctx.params, "parties": 2, "weights": "private", "precision_bits": 16, "range_check": False})
-    place = LOOPBACK if network is None else profile(network)
+    (place, *_), links = places_of([network] if network else None, emulate)
+    if links:
+        raise UsageError(f"a breakdown is measured, not replayed: add --emulate link to run on {network}")
     names = kinds_of(kinds)
     demand_this_machine(out)
     shape = AttentionShape()

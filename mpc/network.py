@@ -84,6 +84,6 @@ def network(name: str) -> NetworkProfile:
         mbit_per_s = float(match["rate"]) * _UNIT_MBIT[match["unit"].lower()]
         return _profile(name, mbit_per_s, float(match["delay"]), "ad hoc: bandwidth / round-trip time")
     nearest = difflib.get_close_matches(name, PROFILES, n=1)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    hint = f"; did you mean {nearest[0]}? Known: " if nearest else "; known: "
     known = ", ".join(PROFILES)
-    raise ValueError(f"unknown network {name!r}{hint} Known: {known}, or ad hoc as 400mbit/40ms")
+    raise ValueError(f"unknown network {name!r}{hint}{known}, or ad hoc as 400mbit/40ms")

@@ -128,7 +128,7 @@ def test_modules_roll_up_by_the_first_parts_of_their_names() -> None:
 
 
 def test_an_unknown_network_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    assert run(monkeypatch, "predict", "mpcvit:vit_7_4_32", "--network", "cheeta-wan") == 1
+    assert run(monkeypatch, "predict", "mpcvit:vit_7_4_32", "--network", "cheeta-wan") == 2
     assert "did you mean cheetah-wan" in capsys.readouterr().err
 
 
@@ -196,9 +196,7 @@ BENCH = ("bench", "attention", "--tokens", "5", "--dim", "8", "--heads", "2")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((*BENCH, "--network", "cheeta-wan"), "did you mean cheetah-wan"),
         ((*BENCH, "--heads", "3"), "3 heads do not divide width 8; numbers that do: [1, 2, 4, 8]"),
-        (("predict", "mpcvit:vit_2_4_32", "--model-owner", "2"), "model_owner is party 2, but the parties are 0..1"),
         (("infer", "no/such/folder"), "there is no folder no/such/folder"),
         (("infer", "mpcvit:vit_2_4_3"), "did you mean vit_2_4_32"),
         (("infer", "mpcvit:vit_2_4_32", "--data", "digit"), "did you mean digits"),
@@ -219,6 +217,15 @@ SEARCH = ("search", "mpcvit", "--out", "x")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ((*BENCH, "--network", "cheeta-wan"), "did you mean cheetah-wan? Known: loopback,"),
+        (("predict", "mpcvit:vit_2_4_32", "--network", "nowhere"), "unknown network 'nowhere'; known: loopback,"),
+        ((*SEARCH, "--network", "nowhere"), "unknown network 'nowhere'; known: loopback,"),
+        (("bench", "breakdown", "--network", "nowhere", "--emulate", "link"), "unknown network 'nowhere'; known"),
+        (("bench", "breakdown", "--network", "cheetah-wan"), "measured, not replayed: add --emulate link"),
+        (("bench", "breakdown", "--emulate", "link"), "--emulate link needs --network"),
+        (("predict", "mpcvit:vit_2_4_32", "--model-owner", "2"), "model_owner is party 2, but the parties are 0..1"),
+        (("infer", "mpcvit:vit_2_4_32", "--reveal-to", "x"), "--reveal-to is a party's number or all, got 'x'"),
+        ((*BENCH, "--reveal-to", "7"), "reveal_to is party 7, but the parties are 0..1"),
         ((*BENCH, "--kinds", "softmax,sofmax"), "unknown attention kind 'sofmax'; did you mean softmax?"),
         ((*SEARCH, "--kinds", "relu_softmax,scalin"), "unknown attention kind 'scalin'; did you mean scaling"),
         ((*BENCH, "--scheme", "tunde"), "scheme 'tunde' is not available; choose from: crypten, tuned"),
@@ -257,13 +264,13 @@ def test_a_misspelt_choice_is_wrong_usage_in_one_line(
     refused(monkeypatch, capsys, tmp_path, arguments, message, 2)
 
 
-@pytest.mark.parametrize("option", ["--input-owner", "--model-owner", "--reveal-to", "--seed", "--out"])
+@pytest.mark.parametrize("option", ["--input-owner", "--model-owner", "--reveal-to", "--seed", "--out", "--no-shadow"])
 def test_infer_of_a_run_refuses_options_that_it_would_ignore(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path, option: str
 ) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     message = f"{option} does not apply to a run directory; leave it out"
-    refused(monkeypatch, capsys, tmp_path, ("infer", ".", option, "1"), message, 2)
+    refused(monkeypatch, capsys, tmp_path, ("infer", ".", option, *["1"] * (option != "--no-shadow")), message, 2)
 
 
 @pytest.mark.parametrize("verb", [BENCH, ("bench", "ops"), ("bench", "model", "mpcvit:vit_2_4_32"), ("calibrate",)])
@@ -277,6 +284,25 @@ def test_a_run_of_another_machine_is_not_added_to(
     write_json(tmp_path / "run" / "manifest.json", manifest)
     message = "run cannot be added to here, choose another --out: records of 2 machines"
     refused(monkeypatch, capsys, tmp_path, (*verb, "--out", "run"), message, 1)
+
+
+@pytest.mark.parametrize("asked", [("predict", "mpcvit:vit_2_4_32"), ("bench", "model", "mpcvit:vit_2_4_32"), BENCH])
+def test_ranges_for_another_network_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path, asked: tuple[str, ...]
+) -> None:
+    (tmp_path / "other.json").write_text('[{"site": "act", "op": "relu", "low": -2, "high": 2}]')
+    arguments = (*asked, "--scheme", "tuned", "--ranges", "other.json")
+    message = "no row of other.json is for this network: its rows are for relu in module 'act'; this network's"
+    refused(monkeypatch, capsys, tmp_path, arguments, message, 1)
+
+
+def test_the_caption_says_where_the_reference_is_not_crypten_as_released() -> None:
+    from mpc.scheme import Scheme
+    from verbs_bench import _caption
+
+    tuned = Scheme("tuned", transport="direct")
+    assert "the reference is not CrypTen as released over gloo" in _caption([Scheme(), tuned])
+    assert "is not CrypTen" not in _caption([Scheme(functions="released"), tuned]) and _caption([tuned]) == ""
 
 
 def refused(
@@ -411,6 +437,10 @@ def test_the_tuned_scheme_infers_with_ranges_from_training_images_and_from_a_fil
     assert all(record["max_logit_difference"] < 2e-2 for record in records)
     assert all(record["seconds"]["setup_s"] > 0 for record in records)
     assert records[0]["online"]["bytes"] < min(record["online"]["bytes"] for record in records[1:])
+    for choice, said in ((), "unchecked"), (("--range-check",), "checked securely"):
+        assert run(monkeypatch, *model, "--ranges", str(ranges), "--no-shadow", *choice) == 0
+        health = json.loads(capsys.readouterr().out)["health"]
+        assert (health["ranges"], health["functions_outside_their_domain"]) == (said, None)
     assert run(monkeypatch, "predict", f"spec:{spec}", "--scheme", "tuned", "--batch", "2", "--json") == 0
     assert json.loads(capsys.readouterr().out)["online"] == records[2]["online"]
     with_file = ("--ranges", str(ranges), "--range-check", "--batch", "2", "--json")
