@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.attention import range_health, seconds_json, spread, traffic_json
+from bench.attention import seconds_json, spread, traffic_json
+from bench.health import health_of
 from bench.infer import CALIBRATION_IMAGES, Inference, health_json, infer
 from bench.machine import this_machine
 from bench.run_directory import RunDirectory
@@ -205,6 +206,7 @@ def _secure_figures(inference: Inference) -> Record:
         "max_logit_difference": inference.max_logit_difference,
         "min_plain_margin": inference.min_plain_margin,
         **{key: health[key] for key in ("ranges", "functions_outside_their_domain", "outside_securely")},
+        "health": inference.health,
     }
 
 
@@ -278,7 +280,7 @@ def output_figures(run: SecureRun, module: nn.Module, inputs: Tensor) -> Record:
     return {
         "max_abs_error": float((run.output - plain).abs().max()),
         "top1_agreement": float((run.output.argmax(-1) == plain.argmax(-1)).double().mean()),
-        "health": range_health(module, inputs, run),
+        "health": health_of(module, inputs, run),
     }
 
 

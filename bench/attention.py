@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.health import health_of
 from bench.machine import this_machine
 from bench.running import Running, SchemeParties, ranges_for, run_in_turn, schemes_of
 from bench.secure_run import SecureRun
 from models.attention import Attention
 from models.kinds import KINDS
-from mpc.domains import observe_domains
 from mpc.ranges import Ranges
 from mpc.scheme import Roles, Scheme
 
@@ -91,7 +91,7 @@ def measure_attention(
             with torch.no_grad():
                 error = float((run.output - layer(x)).abs().max())
             record = attention_record(run, kind, shape, error)
-            measured.append((run, {**record, **where(running), "health": range_health(layer, x, run)}))
+            measured.append((run, {**record, **where(running), "health": health_of(layer, x, run)}))
     return measured
 
 
@@ -100,22 +100,6 @@ def where(running: Running) -> dict[str, str]:
     if isinstance(running, SchemeParties):
         return {"network": running.network, "mode": running.mode}
     return {"network": "loopback", "mode": "measured"}
-
-
-def range_health(module: nn.Module, inputs: Tensor, run: SecureRun) -> dict[str, Any]:
-    """What a plain shadow of a test run says about domains; for the tuned scheme, about its declared ranges.
-
-    `outside_securely` is the count of the scheme's own check, None where it makes none.
-    """
-    with torch.no_grad():
-        domains = observe_domains(module, inputs.clone(), run.scheme, run.ranges)
-    return {
-        "ranges": "checked by a plain shadow",
-        "checked": len(domains),
-        "outside": [row for row in domains if not row["inside"]],
-        "outside_securely": run.outside,
-        "declared": run.ranges.to_json(),
-    }
 
 
 def attention_record(run: SecureRun, kind: str, shape: AttentionShape, max_abs_error: float) -> dict[str, Any]:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.attention import spread, traffic_json
+from bench.health import health_of
 from bench.machine import this_machine
 from bench.secure_run import SecureRun, run_module
-from mpc.domains import observe_domains
-from mpc.fixed_point import expected_wraps
 from mpc.parties import Parties
 from mpc.ranges import NOTHING_DECLARED, Ranges
 from mpc.scheme import Roles, Scheme
@@ -25,14 +24,14 @@ CALIBRATION_IMAGES = 64  # of the training split, on which ranges are declared
 class Inference:
     """Logits under both readings for the same images, and the runs that gave them, batch by batch.
 
-    `domains` is what a plain shadow saw of every function, None where there was none.
+    `health` is what is known about the arithmetic of all runs (`bench.health.health_of`).
     """
 
     runs: tuple[SecureRun, ...]
     secure_logits: Tensor
     plain_logits: Tensor
     labels: Tensor | None
-    domains: tuple[dict[str, Any], ...] | None
+    health: dict[str, Any]
 
     @property
     def agreement(self) -> float:
@@ -84,14 +83,13 @@ def infer(
     scheme = scheme or parties.scheme
     with torch.no_grad():
         plain = module(images.clone())
-        domains = tuple(observe_domains(module, images.clone(), scheme, ranges)) if shadow else None
     runs = []
     for start in range(0, len(images), batch):
         progress(start, len(images))
         runs.append(run_module(parties, module, images[start : start + batch], scheme, roles, ranges=ranges))
     progress(len(images), len(images))
     secure = torch.cat([run.output for run in runs])
-    return Inference(tuple(runs), secure, plain, labels, domains)
+    return Inference(tuple(runs), secure, plain, labels, health_of(module, images, runs, shadow))
 
 
 def inference_record(inference: Inference, name: str) -> dict[str, Any]:
@@ -128,31 +126,5 @@ def inference_record(inference: Inference, name: str) -> dict[str, Any]:
 
 
 def health_json(inference: Inference) -> dict[str, Any]:
-    """How ranges and domains were treated, what lay outside, and how many elements truncation is expected to ruin.
-
-    `functions_outside_their_domain` is what the plain shadow saw, None where there was none; `outside_securely` the
-    count of the scheme's own check, None where it makes none.
-    """
-    securely = [run.outside for run in inference.runs if run.outside is not None]
-    shadow = inference.domains
-    seen = "checked by a plain shadow" if shadow is not None else "unchecked"
-    return {
-        "ranges": "checked securely" if securely else seen,
-        "checked": None if shadow is None else "plain reading on the same images",
-        "functions_outside_their_domain": None if shadow is None else [d for d in shadow if not d["inside"]],
-        "outside_securely": sum(securely) if securely else None,
-        "declared": inference.runs[0].ranges.to_json(),
-        "expected_wraps": _expected_wraps(inference),
-    }
-
-
-def _expected_wraps(inference: Inference) -> float | None:
-    """Elements that local truncation is expected to have ruined over all images, at the largest observed magnitudes."""
-    scheme = inference.runs[0].scheme
-    if scheme.truncation == "dealer":
-        return 0.0
-    if scheme.parties != 2 or not inference.domains:
-        return None
-    truncated = sum(op.elements for run in inference.runs for op in run.trace.operations if op.op not in ("add", "sum"))
-    largest = max(max(abs(d["low"]), abs(d["high"])) for d in inference.domains)
-    return expected_wraps(largest, truncated, scheme.precision_bits)
+    """`health` of the inference, with `functions_outside_their_domain`, an older name of `outside`, beside it."""
+    return {**inference.health, "functions_outside_their_domain": inference.health["outside"]}

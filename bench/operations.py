@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.attention import range_health, seconds_json, traffic_json, where
+from bench.attention import seconds_json, traffic_json, where
+from bench.health import health_of
 from bench.machine import this_machine
 from bench.running import Running, ranges_for, run_in_turn, schemes_of
 from bench.secure_run import SecureRun
@@ -92,6 +93,6 @@ def _record(run: SecureRun, name: str, module: nn.Module, x: Tensor) -> dict[str
         "seconds": seconds_json(run),
         "peak_bytes": run.peak_bytes,
         "max_abs_error": float((run.output - module(x)).abs().max()),
-        "health": range_health(module, x, run),
+        "health": health_of(module, x, run),
         "machine": this_machine(),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,14 +21,18 @@ from bench.attention import (
     spread,
     unit_input,
 )
+from bench.health import truncated_elements
 from bench.records import append, plain, read
 from bench.secure_run import SecureRun, run_module
 from models.kinds import KINDS, AttentionLayout, kind_named
 from models.spec import Activation, BlockSpec, Residual, ViTSpec
 from models.vit import VisionTransformer
+from mpc.fixed_point import expected_wraps
 from mpc.parties import Parties
+from mpc.ranges import Ranges
 from mpc.reading import shape_reading
 from mpc.scheme import Roles, Scheme
+from mpc.tuned.approximations import exp_chain
 from reports import build
 from reports.records_read import read_run
 
@@ -61,6 +66,40 @@ def test_a_layer_costs_what_was_counted_on_stock_crypten(kind: str, rounds: int,
     trace = shape_reading(attention_layer(kind, AttentionShape(tokens=65, dim=256, heads=4)), (1, 65, 256))
     online = trace.traffic(Scheme(functions="released")).online
     assert (online.rounds, online.bytes) == ((rounds,) * 2, (sent_bytes,) * 2)
+
+
+# One layer of 65 tokens, 256 wide, 4 heads: queries, keys and values 65 x 768; scores 4 x 65 x 65, scaled by 1 / 8; the
+# maps; their product with values 65 x 256; the projection 65 x 256. Scaling divides scores by 65.
+@pytest.mark.parametrize("scheme", [Scheme(), Scheme("tuned", transport="direct")])
+def test_every_element_that_a_layer_truncates_is_counted(scheme: Scheme) -> None:
+    trace = shape_reading(attention_layer("scaling", AttentionShape()), (1, 65, 256))
+    assert truncated_elements(trace, scheme) == 65 * 768 + 3 * 4 * 65 * 65 + 2 * 65 * 256 == 133_900
+
+
+def test_softmax_truncates_an_element_many_times_and_a_dealer_leaves_nothing_to_ruin() -> None:
+    tuned, scores = Scheme("tuned", transport="direct"), 4 * 65 * 65
+    module = kind_named("softmax").make(AttentionLayout(65, 64)).eval()
+    ranges = Ranges((("", "softmax", -8.0, 0.0),))
+    trace = shape_reading(module, (1, 4, 65, 65), ranges=ranges)
+    squarings = len(exp_chain(-8.0).constants)
+    # e^x: a line and its squarings; of a row's sum the reciprocal, a start and two steps; their product.
+    assert truncated_elements(trace, tuned) == scores * (1 + squarings + 1) + 3 * 4 * 65
+    assert truncated_elements(trace, replace(tuned, truncation="dealer")) == 0
+    layer = shape_reading(attention_layer("softmax", AttentionShape()), (1, 65, 256))
+    assert truncated_elements(layer, replace(tuned, truncation="dealer")) == 0
+
+
+@pytest.mark.parties
+def test_expected_failures_of_truncation_are_in_a_layer_s_record(tuned_parties: Parties) -> None:
+    shape, local = AttentionShape(tokens=5, dim=8, heads=2), tuned_parties.scheme
+    schemes = (local, replace(local, truncation="dealer", range_check=True))
+    (_, cut), (_, dealt) = measure_attention(tuned_parties, shape, ["scaling"], schemes, repeats=1)
+    truncated = 5 * 24 + 3 * 2 * 5 * 5 + 2 * 5 * 8
+    assert cut["health"]["truncated"] == truncated and cut["health"]["ranges"] == "checked by a plain shadow"
+    assert expected_wraps(1.0, truncated) < cut["health"]["expected_wraps"] < expected_wraps(10.0, truncated)
+    assert (dealt["health"]["truncated"], dealt["health"]["expected_wraps"]) == (0, 0.0)
+    assert (dealt["health"]["ranges"], dealt["health"]["outside_securely"]) == ("checked securely", 0)
+    assert cut["health"].keys() == dealt["health"].keys()
 
 
 @pytest.mark.parties

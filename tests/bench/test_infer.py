@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from bench.health import truncated_elements
 from bench.infer import Inference, infer, inference_record
 from bench.records import plain
 from models.spec import BlockSpec, ViTSpec
 from models.vit import VisionTransformer
+from mpc.fixed_point import expected_wraps
 from mpc.parties import Parties
 from mpc.ranges import Ranges
 from mpc.scheme import Roles, Scheme
@@ -36,7 +38,7 @@ def _network(activation_scale: float = 1.0) -> nn.Module:
 def test_figures_follow_from_the_logits_of_both_readings() -> None:
     secure = torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 5.0]])
     plain_logits = torch.tensor([[1.0, 2.25, 0.0], [3.0, 0.0, 1.0], [0.0, 6.0, 5.5]])
-    result = Inference((), secure, plain_logits, torch.tensor([1, 0, 1]), ())
+    result = Inference((), secure, plain_logits, torch.tensor([1, 0, 1]), {})
     assert result.agreement == result.secure_accuracy == pytest.approx(2 / 3)
     assert result.plain_accuracy == 1.0
     assert (result.max_logit_difference, result.min_plain_margin) == (6.0, 0.5)
@@ -70,7 +72,13 @@ def test_images_pass_both_readings_in_batches(two_parties: Parties) -> None:
     assert record["online"] == result.runs[0].traffic.online.to_json()
     assert record["offline"]["derived"] is True  # under TFP nobody sends what a dealer would have sent
     assert record["health"]["functions_outside_their_domain"] == []
-    assert 0 < record["health"]["expected_wraps"] < 1e-3
+    health = record["health"]
+    assert health["ranges"] == "checked by a plain shadow" and health["outside"] == [] and health["checked"] > 0
+    images = [len(run.output) for run in result.runs]
+    wraps = [truncated_elements(run.trace, run.scheme) for run in result.runs]
+    assert [truncations * images[0] for truncations in wraps] == [wraps[0] * n for n in images] and wraps[0] > 0
+    assert health["truncated"] == wraps[0] and 0 < health["expected_wraps"] < 1e-3
+    assert health["expected_wraps"] >= expected_wraps(float(IMAGES.abs().max()), sum(wraps))
 
 
 @pytest.mark.parties
@@ -104,7 +112,8 @@ def test_without_a_plain_shadow_only_a_secure_check_knows_what_lay_outside(tuned
 @pytest.mark.parties
 def test_three_parties_have_no_expected_wraps(three_parties: Parties) -> None:
     result = infer(three_parties, _network(), IMAGES[:1], LABELS[:1])
-    assert inference_record(result, "tiny")["health"]["expected_wraps"] is None
+    health = inference_record(result, "tiny")["health"]
+    assert health["expected_wraps"] is None and health["truncated"] > 0
     assert result.max_logit_difference < 2e-2
 
 
