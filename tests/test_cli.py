@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -423,6 +424,7 @@ def test_the_tuned_scheme_infers_with_ranges_from_training_images_and_from_a_fil
 ) -> None:
     from bench.run_directory import write_json
 
+    importlib.import_module("bench.running")  # while Parties is still a type
     monkeypatch.setattr("mpc.parties.Parties", lambda scheme: nullcontext(tuned_parties))
     spec, ranges = write_json(tmp_path / "tiny.json", tiny_spec().to_json()), tmp_path / "ranges.json"
     model = ("infer", f"spec:{spec}", "--scheme", "tuned", "--images", "3", "--batch", "2", "--json")
