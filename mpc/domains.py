@@ -9,17 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpc import functions as f
 from mpc import operators  # noqa: F401 - importing registers our own operators with torch
+from mpc.arguments import mapped
 from mpc.fixed_point import largest_magnitude
 from mpc.ranges import DEFAULT, NOTHING_DECLARED, Ranges
+from mpc.reading import weight_tensors
 from mpc.scheme import Scheme
-from mpc.tensor import module_sites
+from mpc.table import Row
+from mpc.tensor import Reading, SecureTensor, module_sites
+from mpc.trace import Operation
 from mpc.tuned.approximations import EXP_RELATIVE_BOUND
 
-aten = torch.ops.aten
 Span = tuple[float, float]
 _ANY = (-inf, inf)
 _RING = (nan, nan)  # stands for the magnitudes that survive a product, which depend on the fraction bits
@@ -76,10 +78,6 @@ def _softmax(x: Tensor, dim: int, *_: object) -> Observed:
     return {"softmax gap": gap, "softmax sum": gap.exp().sum(dim), "softmax score": x}
 
 
-def _attention(query: Tensor, key: Tensor, *_: object, scale: float | None = None, **__: object) -> Observed:
-    return _softmax(query @ key.transpose(-2, -1) * (scale or query.shape[-1] ** -0.5), -1)
-
-
 def _layer_norm(x: Tensor, shape: list[int], *_: object) -> Observed:
     return {"layer_norm variance": x.flatten(-len(shape)).var(-1, unbiased=False)}
 
@@ -93,49 +91,57 @@ def _itself(name: str) -> Callable[..., Observed]:
     return lambda x, *_, **__: {name: x}
 
 
-_OBSERVED: dict[Any, Callable[..., Observed]] = {
-    aten.softmax.int: _softmax,
-    aten._softmax.default: _softmax,
-    aten.scaled_dot_product_attention.default: _attention,
-    aten.layer_norm.default: _layer_norm,
-    torch.ops.mpc_pareto.row_normalize.default: _row_normalize,
-    aten.exp.default: _itself("exp"),
-    aten.reciprocal.default: lambda x: {"reciprocal": x.abs()},
-    aten.rsqrt.default: _itself("inverse_square_root"),
-    aten.gelu.default: _itself("gelu"),
-    aten.silu.default: _itself("silu"),
-    aten.sigmoid.default: _itself("sigmoid"),
-    aten.tanh.default: _itself("tanh"),
-    aten.abs.default: _itself("abs"),
-    aten.amax.default: _itself("maximum"),
-    aten.relu.default: _itself("relu"),
-    aten.linear.default: _itself("linear"),
+# What is seen of the arguments of each row, and under which names.
+_OBSERVED: dict[str, Callable[..., Observed]] = {
+    "softmax": _softmax,
+    "layer_norm": _layer_norm,
+    "row_normalize": _row_normalize,
+    "reciprocal": lambda x: {"reciprocal": x.abs()},
+    **{
+        name: _itself(name)
+        for name in (
+            *("exp", "inverse_square_root", "gelu", "silu", "sigmoid", "tanh", "abs", "maximum", "relu", "linear"),
+        )
+    },
 }
 
 
-class _Observer(TorchDispatchMode):
+class ShadowReading(Reading):
+    """The plain values behind secure tensors: the rows that the secure reading runs, module by module, in the clear."""
+
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.site = ""
+        super().__init__()
         self.spans: dict[tuple[str, str], Span] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _OBSERVED:
-            for name, values in _OBSERVED[func](*args, **kwargs).items():
-                if not values.numel():
-                    continue
-                low, high = float(values.min()), float(values.max())
-                before = self.spans.get((self.site, name), (low, high))
-                self.spans[self.site, name] = (min(low, before[0]), max(high, before[1]))
-        return func(*args, **kwargs)
+    def run_row(self, entry: Row, operation: Operation, args: Any, kwargs: Any) -> Tensor:
+        """The result in floating point; spans of the arguments are kept."""
+        plain_args, plain_kwargs = _plain(args), _plain(kwargs)
+        if entry.name in _OBSERVED:
+            for name, values in _OBSERVED[entry.name](*plain_args, **plain_kwargs).items():
+                if values.numel():
+                    low, high = float(values.min()), float(values.max())
+                    before = self.spans.get((self.site, name), (low, high))
+                    self.spans[self.site, name] = (min(low, before[0]), max(high, before[1]))
+        result: Tensor = self.running(*plain_args, **plain_kwargs)
+        return result
+
+    def move(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Move the values."""
+        return func(*_plain(args), **_plain(kwargs))
 
 
-def _spans(module: nn.Module, inputs: Tensor) -> dict[tuple[str, str], Span]:
-    observer = _Observer()
-    with module_sites(module, observer), observer:
-        module(inputs)
-    return observer.spans
+def _plain(tree: Any) -> Any:
+    return mapped(lambda leaf: leaf.shares if isinstance(leaf, SecureTensor) else leaf, tree)
+
+
+def _spans(module: nn.Module, inputs: Tensor, scheme: Scheme) -> dict[tuple[str, str], Span]:
+    with module_sites(module, reading := ShadowReading()):
+        shared = weight_tensors(module) if scheme.weights == "private" else {}
+        weights: dict[str, Tensor] = {
+            name: reading.wrap(tensor.shape, tensor.detach().float(), "weight") for name, tensor in shared.items()
+        }
+        torch.func.functional_call(module, weights, (reading.wrap(inputs.shape, inputs.float(), "secret"),))
+    return reading.spans
 
 
 def observe_domains(
@@ -147,7 +153,7 @@ def observe_domains(
     domain is its declared range, or the default.
     """
     rows = []
-    for (site, name), (low, high) in _spans(module, inputs).items():
+    for (site, name), (low, high) in _spans(module, inputs, scheme).items():
         domain = _domain(name, site, scheme, ranges)
         if domain is not None:
             inside = domain[0] <= low and high <= domain[1]
@@ -186,7 +192,7 @@ def declared_ranges(module: nn.Module, inputs: Tensor, scheme: Scheme) -> Ranges
     if scheme.name != "tuned":
         raise ValueError(f"ranges are declared for scheme tuned, not for {scheme.name}")
     rows: dict[tuple[str, str], Span] = {}
-    for (site, name), span in _spans(module, inputs).items():
+    for (site, name), span in _spans(module, inputs, scheme).items():
         op = _ranged(scheme).get(name)
         if op is not None:
             rows[site, op] = _widened(op, name, span)
@@ -196,8 +202,11 @@ def declared_ranges(module: nn.Module, inputs: Tensor, scheme: Scheme) -> Ranges
 def _widened(op: str, name: str, span: Span) -> Span:
     low, high = span
     if op in _POSITIVE:
-        return max(low / _MARGIN, _SMALLEST), min(high * _MARGIN, DEFAULT[op][1])
+        widened = max(low / _MARGIN, _SMALLEST)
+        return widened, max(min(high * _MARGIN, DEFAULT[op][1]), 2 * widened)
     if name == "softmax gap":
+        return min(low, -1.0) * _GAP_MARGIN, 0.0
+    if op == "exp" and high <= 0:
         return min(low, -1.0) * _GAP_MARGIN, 0.0
     seen = max(abs(low), abs(high), 2.0**-8)
     bound = _MARGIN * seen

@@ -38,6 +38,12 @@ class Ranges:
 
     declared: tuple[tuple[str, str, float, float], ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse what is no range."""
+        for site, op, low, high in self.declared:
+            if not low < high:
+                raise ValueError(f"the range of {op} in {site or '(top)'} must have low < high, not {low} and {high}")
+
     def of(self, op: str, site: str) -> Range | None:
         """The declared range of operation `op` in module `site`; None where there is none."""
         for where, name, low, high in self.declared:

@@ -148,15 +148,17 @@ def _softmax(scheme: Scheme, x: Shares, dim: int, *_: object) -> Shares:
     return result.transpose(dim, -1) if moved is not x else result
 
 
-def _describe_layer_norm(output: tuple[int, ...], x: Tensor, shape: list[int], *_: object) -> Mapping[str, Any]:
-    return {"length": prod(shape)}
+def _describe_layer_norm(
+    output: tuple[int, ...], x: Tensor, shape: list[int], weight: object = None, *_: object, **__: object
+) -> Mapping[str, Any]:
+    return {"length": prod(shape), "weighted": weight is not None}
 
 
 def _layer_norm_sends(scheme: Scheme, operation: Operation) -> Events:
     n, length = operation.elements, operation["length"]
     closed_form = f.layer_norm_released_events if scheme.functions == "released" else f.layer_norm_events
     events = closed_form(n // length, length, scheme.parties)
-    if len(operation.operands) > 1:
+    if operation["weighted"]:
         weight = operation.operands[1]
         events += (
             p.product(n, weight.elements, n, scheme.parties) if is_secret(weight) else p.truncation(n, scheme.parties)

@@ -25,7 +25,6 @@ from mpc.tensor import JOINS, Reading, SecureTensor, module_sites
 from mpc.trace import Operation, Trace
 
 Shares = Any
-_VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +65,6 @@ class SecureReading(Reading):
 
     def move(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Move the shares as the operation moves data; a public float joins as the first party's share."""
-        if func in _VIEWS:  # shares may lie in memory otherwise than the contiguous tensor that they stand for
-            func = torch.ops.aten.reshape.default
         raw = partial(self._raw, joins=func in JOINS)
         return func(*mapped(raw, args), **mapped(raw, kwargs))
 

@@ -39,6 +39,8 @@ _COPIES = JOINS | {
     aten.repeat.default,
     aten.roll.default,
 }
+# What lies behind a secure tensor may lie in memory otherwise than the contiguous tensor that it stands for.
+_VIEWS = {aten.view.default, aten._unsafe_view.default}
 _NO_ROW = "there is no row for it in the table of secure operations (mpc.table.row_names() lists them)"
 _CONSTANTS = {
     aten.new_zeros.default,
@@ -110,6 +112,7 @@ class Reading(ABC):
         self.ranges = ranges
         self.operations: list[Operation] = []
         self.site = ""
+        self.running: Any = None  # the torch operation whose row runs
 
     @abstractmethod
     def run_row(self, entry: Row, operation: Operation, args: Any, kwargs: Any) -> Any:
@@ -169,6 +172,7 @@ class Reading(ABC):
             attributes = tuple(sorted({**dict(attributes), "range": declared}.items()))
         operation = Operation(entry.name, described.operands, described.output, attributes, self.site)
         self.operations.append(operation)
+        self.running = func
         shares = self._located(func, self.run_row, (entry, operation, args, kwargs), {})
         return self.wrap(operation.output, shares, "secret")
 
@@ -180,6 +184,8 @@ class Reading(ABC):
             if key in _DESCRIBED:
                 return _DESCRIBED[key]
         shape = tuple(func(*meta(args), **meta(kwargs)).shape)
+        if any(a.numel() == 0 for a in leaves((args, kwargs)) if isinstance(a, SecureTensor)):
+            self.refuse(str(func), "a tensor without elements has nothing to compute on; leave the operation out")
         described = self._located(func, entry.describe, (shape, *args), kwargs)
         operands = tuple(_operand(a) for a in leaves((args, kwargs)) if isinstance(a, Tensor))
         operation = Operation(entry.name, operands, shape, tuple(sorted(described.items())))
@@ -191,7 +197,7 @@ class Reading(ABC):
         joins = func in JOINS  # every tensor is data there; elsewhere an integer tensor is an index
         sources = [a for a in leaves((args, kwargs)) if isinstance(a, Tensor) and (joins or a.is_floating_point())]
         kept = all(isinstance(a, SecureTensor) and a.visibility == "weight" for a in sources)
-        outputs = self.move(func, args, kwargs)
+        outputs = self.move(aten.reshape.default if func in _VIEWS else func, args, kwargs)
         aliases = next(a for a in sources if isinstance(a, SecureTensor)).aliases
 
         def wrap(moved: Tensor) -> SecureTensor:

@@ -161,7 +161,7 @@ class Engine:
         bits = self.fraction_bits if bits is None else bits
         if self.scheme.truncation == "dealer":
             return self._truncate_with_dealer(share, bits)
-        return share >> bits if self.first else -((-share) >> bits)
+        return truncate_locally(self, share, bits)
 
     def divide(self, share: Ring, divisor: int) -> Ring:
         """share / divisor for a positive integer: local, or a public product with dealer truncation."""
@@ -178,6 +178,12 @@ class Engine:
         not_wrapped = 1 - (unsigned >> np.uint64(63)).view(np.int64)  # the sum wrapped iff top is 1 and this is 1
         result = ((top * not_wrapped) << (64 - bits)) - high
         return self.plus(result, kept - (1 << (62 - bits)))
+
+
+def truncate_locally(engine: Engine, share: Ring, bits: Any) -> Ring:
+    """This party's share of a value shifted right by `bits`; nothing is sent."""
+    shifted: Ring = share >> bits if engine.first else -((-share) >> bits)
+    return shifted
 
 
 def truncation_events(scheme: Scheme, shape: tuple[int, ...], bits: int | None = None) -> Events:

@@ -26,7 +26,6 @@ from mpc.tuned.prg import Prg
 from mpc.tuned.products import fix_weights
 from mpc.tuned.rows import fixed_form, fixed_operand
 
-_VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 _REVEAL_TAG = 6
 
 
@@ -48,8 +47,6 @@ class TunedReading(Reading):
 
     def move(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Move the shares as the operation moves data; a public float joins as the first party's share."""
-        if func in _VIEWS:  # shares may lie in memory otherwise than the contiguous tensor that they stand for
-            func = torch.ops.aten.reshape.default
 
         def raw(leaf: Any) -> Any:
             if isinstance(leaf, SecureTensor):
@@ -78,7 +75,7 @@ class SetupReading(TunedReading):
         if weights is None:
             raise RuntimeError(f"weights of {operation.op} in {operation.site or '(top)'} reached it without shares")
         with self.engine.ledger.operation(operation.op, operation.site):
-            fix_weights(self.engine, np.ascontiguousarray(fixed_form(operation, weights).numpy()))
+            fix_weights(self.engine, np.asarray(fixed_form(operation, weights).numpy(), order="C"))
 
     def move(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Move shares where all of them are here, shapes where one is not."""

@@ -26,7 +26,7 @@ from mpc.tuned.pieces import (
     reciprocal_positive_events,
 )
 from mpc.tuned.prg import Ring
-from mpc.tuned.products import product, product_events, square, square_events
+from mpc.tuned.products import deal_square, opened_square, product, product_events, square, square_events
 from mpc.tuned.selection import Signs, deal_signs, times_masked
 from mpc.tuned.sources import FixedMask, Source
 
@@ -129,23 +129,41 @@ def _mean_range(bound: float) -> tuple[float, float]:
     return math.exp(-bound / 2), 1.05 * math.exp(bound)
 
 
+def _mean_gain_bits(low: float, high: float) -> int:
+    """Bits by which row means are scaled, up or down, so that they and their reciprocals keep as many digits each."""
+    return max(-12, min(12, round(-math.log2(low * high) / 2), math.floor(math.log2(2.0**15 / high))))
+
+
 def row_normalize(engine: Engine, x: Ring, eps: float, low: float, high: float) -> Ring:
-    """x / (sum x + eps) of rows (B, L), x >= 0, for means in [low, high] (or all 0): (x / mean) / L, 6 rounds."""
-    length = x.shape[1]
-    mean = engine.divide(engine.plus(x.sum(1), engine.encode(eps)), length)
-    check_range(engine, mean, -eps, high)  # rows of zeros may lie below `low`
-    inverse = reciprocal_positive(engine, mean, low, high)
-    return engine.divide(product(engine, "multiply", x, inverse.reshape(-1, 1)), length * engine.one)
+    """x / (sum x + eps) of rows (B, L), x >= 0, for means in [low, high] (or all 0): 6 rounds.
+
+    Computed as (x / (g mean)) g / L, with a power of two g that brings the range of means around 1.
+    """
+    length, gain_bits = x.shape[1], _mean_gain_bits(low, high)
+    gain = 2.0**gain_bits
+    total = engine.plus(x.sum(1), engine.encode(eps))
+    mean = engine.divide(total << max(gain_bits, 0), length << max(-gain_bits, 0))
+    check_range(engine, mean, -1.0, gain * high)  # rows of zeros may lie below `low`
+    inverse = reciprocal_positive(engine, mean, gain * low, gain * high)
+    scaled = product(engine, "multiply", x, inverse.reshape(-1, 1))
+    return engine.divide(scaled, _row_divisor(length, gain_bits, engine.fraction_bits))
+
+
+def _row_divisor(length: int, gain_bits: int, fraction_bits: int) -> int:
+    """L 2^f / g: from the product's scale, less the gain, to the share of one entry."""
+    return length << (fraction_bits - gain_bits)
 
 
 def row_normalize_events(scheme: Scheme, rows: int, length: int, low: float, high: float) -> Events:
     """Traffic of `row_normalize`."""
+    gain_bits = _mean_gain_bits(low, high)
+    gain = 2.0**gain_bits
     return [
-        *division_events(scheme, (rows,), length),
+        *division_events(scheme, (rows,), length << max(-gain_bits, 0)),
         *check_range_events(scheme, rows),
-        *reciprocal_positive_events(scheme, rows, low, high),
+        *reciprocal_positive_events(scheme, rows, gain * low, gain * high),
         *product_events("multiply", (rows, length), (rows, 1)),
-        *division_events(scheme, (rows, length), length << scheme.precision_bits),
+        *division_events(scheme, (rows, length), _row_divisor(length, gain_bits, scheme.precision_bits)),
     ]
 
 
@@ -248,18 +266,13 @@ def bent(engine: Engine, x: Ring, chain: EvenChain, bound: float) -> Ring:
             beside = c.borrow(bits[0], less, take.signs.conjunction) ^ top ^ take.signs.bit_mask
         elif number == 1:
             masked_bits = bits[0]
-        terms.append(engine.truncate(_square(engine, e, mask, mask_squared)))
+        terms.append(engine.truncate(opened_square(engine, e, mask, mask_squared)))
     middle = combination(engine, [x, *terms], [0.5, *chain.combination[1:]], chain.combination[0] + chain.outside)
     (e,) = engine.open(middle - take.middle)
     bit = unpacked(masked_bits, n)  # [x < -cut] and [x < cut], masked
     below = times_masked(bit[1], opened, take.mask, take.ring_bit[1], take.bit_times_mask, engine.first)
     chosen = _times_bit(engine, bit, take.ring_bit, e, take.middle, take.bit_times_middle)
     return engine.plus(x - below + chosen[1] - chosen[0], -engine.encode(chain.outside))
-
-
-def _square(engine: Engine, e: Ring, mask: Ring, mask_squared: Ring) -> Ring:
-    result = 2 * e * mask + mask_squared
-    return result + e * e if engine.first else result
 
 
 def _times_bit(engine: Engine, bit: Ring, ring_bit: Ring, e: Ring, a: Ring, product: Ring) -> Ring:
@@ -288,14 +301,9 @@ def _deal_bent(source: Source, n: int, chunks: int, squares: int) -> BentMateria
     material, bit = deal_signs(source, lambda: mask.value, n, (2,), chunks, shared_tables=True)
     ring_bit = source.share_ring((2, n), lambda: unpacked(bit.value, n))
     bit_times_mask = source.share_ring((n,), lambda: unpacked(bit.value[1], n) * mask.value)
-    pairs = [_deal_square(source, n) for _ in range(squares)]
+    pairs = [deal_square(source, (n,)) for _ in range(squares)]
     middle = source.ring((n,))
     bit_times_middle = source.share_ring((2, n), lambda: unpacked(bit.value, n) * middle.value)
     return BentMaterial(
         mask.share, mask_squared, material, ring_bit, bit_times_mask, pairs, middle.share, bit_times_middle
     )
-
-
-def _deal_square(source: Source, n: int) -> tuple[Ring, Ring]:
-    mask = source.ring((n,))
-    return mask.share, source.share_ring((n,), lambda: mask.value * mask.value)

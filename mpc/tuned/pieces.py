@@ -19,7 +19,7 @@ from mpc.traffic import Correlation
 from mpc.tuned import comparison as c
 from mpc.tuned.approximations import Pieces, inverse_root_pieces, reciprocal_pieces
 from mpc.tuned.bits import unpacked, words_for
-from mpc.tuned.engine import Engine, Events, dealt, opening, truncation_events
+from mpc.tuned.engine import Engine, Events, dealt, opening, truncate_locally, truncation_events
 from mpc.tuned.prg import Ring
 from mpc.tuned.selection import Signs, deal_signs, signs, times_masked
 from mpc.tuned.sources import Source
@@ -113,10 +113,7 @@ def _evaluate(
 
 def _shifted(engine: Engine, share: Ring, bits: Any) -> Ring:
     """share / 2^bits, truncated locally."""
-    if not np.any(bits):
-        return share
-    shifted: Ring = share >> bits if engine.first else -((-share) >> bits)
-    return shifted
+    return share if not np.any(bits) else truncate_locally(engine, share, bits)
 
 
 @dealt("pieces")

@@ -89,6 +89,11 @@ def square(engine: Engine, x: Ring) -> Ring:
     """x^2, not truncated: 1 round, 8 n bytes."""
     a, a_squared = engine.take("square", x.shape)
     (e,) = engine.open(x - a)
+    return opened_square(engine, e, a, a_squared)
+
+
+def opened_square(engine: Engine, e: Ring, a: Ring, a_squared: Ring) -> Ring:
+    """(e + a)^2 for public e, from shares of a and a^2."""
     result: Ring = a * e
     result += result
     result += a_squared
@@ -103,7 +108,8 @@ def square_events(shape: Shape) -> Events:
 
 
 @dealt("square")
-def _deal_square(source: Source, shape: Shape) -> tuple[Any, Any]:
+def deal_square(source: Source, shape: Shape) -> tuple[Any, Any]:
+    """A mask and its square."""
     a = source.ring(shape)
     return a.share, source.share_ring(shape, lambda: a.value * a.value)
 

@@ -11,6 +11,7 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from mpc.traffic import Message
 from mpc.tuned import functions as f
 from mpc.tuned import products as p
 from mpc.tuned import selection
-from mpc.tuned.approximations import GELU, SILU, exp_relative, sigmoid_pieces, tanh_pieces
+from mpc.tuned.approximations import GELU, SILU, ExpChain, exp_chain, exp_relative, sigmoid_pieces, tanh_pieces
 from mpc.tuned.checking import check_range, check_range_events
 from mpc.tuned.comparison import chunks_for
 from mpc.tuned.engine import Engine, Events, division_events, truncation_events
@@ -63,7 +64,7 @@ def _bound(operation: Operation) -> float:
 def fixed_operand(operation: Operation) -> int | None:
     """Which of the first two operands is a weight that the setup opens, where the other is a secret; else None."""
     if operation.op == "layer_norm":
-        return 1 if len(operation.operands) > 1 and operation.operands[1].visibility == "weight" else None
+        return 1 if operation["weighted"] and operation.operands[1].visibility == "weight" else None
     if operation.op not in ("linear", "matmul", "convolution", "multiply"):
         return None
     kinds = [operand.visibility for operand in operation.operands[:2]]
@@ -79,6 +80,11 @@ def fixed_form(operation: Operation, weights: Tensor) -> Tensor:
     return weights.t() if operation.op == "linear" else weights
 
 
+def _tensor(values: Any) -> Tensor:
+    """A ring array as a tensor; numpy makes scalars of arrays without dimensions."""
+    return torch.from_numpy(np.asarray(values))
+
+
 def _free(scheme: Scheme, operation: Operation) -> Events:
     return []
 
@@ -88,7 +94,7 @@ def _truncates(scheme: Scheme, operation: Operation) -> Events:
 
 
 def _truncated(engine: Engine, x: Tensor) -> Tensor:
-    return torch.from_numpy(engine.truncate(x.numpy()))
+    return _tensor(engine.truncate(x.numpy()))
 
 
 def _plus_public(engine: Engine, x: Tensor, value: Any) -> Tensor:
@@ -135,7 +141,7 @@ def _mean_sends(scheme: Scheme, operation: Operation) -> Events:
 @tuned("mean", sends=_mean_sends)
 def _mean(engine: Engine, operation: Operation, x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
     total = x.sum(dimensions(tuple(x.shape), dim), keepdim=keepdim)
-    return torch.from_numpy(engine.divide(total.numpy(), x.numel() // total.numel()))
+    return _tensor(engine.divide(total.numpy(), x.numel() // total.numel()))
 
 
 def _product_events(scheme: Scheme, operation: Operation, name: str, options: tuple[Any, ...] = ()) -> Events:
@@ -166,7 +172,7 @@ def _product(engine: Engine, operation: Operation, name: str, x: Any, y: Any, op
             secret, weights = (y, x) if weights_at == 0 else (x, y)
             shape = tuple(weights.shape)
             result = p.product_with_fixed(engine, name, secret.numpy(), shape, options, weights_at == 0)
-    return torch.from_numpy(engine.truncate(result))
+    return _tensor(engine.truncate(result))
 
 
 def _multiply_sends(scheme: Scheme, operation: Operation) -> Events:
@@ -199,14 +205,14 @@ def _divide_sends(scheme: Scheme, operation: Operation) -> Events:
 @tuned("divide_by_public", sends=_divide_sends)
 def _divide(engine: Engine, operation: Operation, x: Tensor, y: Any) -> Tensor:
     if operation["divisor"]:
-        return torch.from_numpy(engine.divide(x.numpy(), operation["divisor"]))
+        return _tensor(engine.divide(x.numpy(), operation["divisor"]))
     factor = torch.as_tensor(y, dtype=torch.float64).reciprocal()
     return _truncated(engine, x * encode_factor(factor, engine.scheme, "a public factor"))
 
 
 @tuned("square", sends=lambda scheme, op: f.squared_events(scheme, op.output))
 def _square(engine: Engine, operation: Operation, x: Tensor) -> Tensor:
-    return torch.from_numpy(f.squared(engine, x.numpy()))
+    return _tensor(f.squared(engine, x.numpy()))
 
 
 @tuned("matmul", sends=lambda scheme, op: _product_events(scheme, op, "matmul"))
@@ -239,31 +245,28 @@ def _average_pool(
     pads = [padding] * 2 if isinstance(padding, int) else padding or [0, 0]
     padded = torch.nn.functional.pad(x, (pads[-1], pads[-1], pads[0], pads[0]))
     windows = padded.unfold(2, height, rows).unfold(3, width, columns)
-    return torch.from_numpy(engine.divide(windows.sum((-1, -2)).numpy(), height * width))
+    return _tensor(engine.divide(windows.sum((-1, -2)).numpy(), height * width))
 
 
-def _flat(name: str, sends: Sends) -> Callable[[Callable[[Engine, Operation, Ring], Ring]], Callable[..., Tensor]]:
+def _flat(
+    name: str, sends: Sends, checks: bool = True
+) -> Callable[[Callable[[Engine, Operation, Ring], Ring]], Callable[..., Tensor]]:
     """Register a form that works on flat arrays, element by element, on arguments within the operation's range."""
 
     def cost(scheme: Scheme, operation: Operation) -> Events:
-        return check_range_events(scheme, operation.elements) + sends(scheme, operation)
+        return (check_range_events(scheme, operation.elements) if checks else []) + sends(scheme, operation)
 
     def register(function: Callable[[Engine, Operation, Ring], Ring]) -> Callable[..., Tensor]:
         @tuned(name, sends=cost)
         def run(engine: Engine, operation: Operation, x: Tensor, *_: Any, **__: Any) -> Tensor:
             flat = x.numpy().reshape(-1)
-            check_range(engine, flat, *_checked_range(operation))
-            return torch.from_numpy(function(engine, operation, flat)).reshape(x.shape)
+            if checks:
+                check_range(engine, flat, *range_of(operation))
+            return _tensor(function(engine, operation, flat)).reshape(x.shape)
 
         return run
 
     return register
-
-
-def _checked_range(operation: Operation) -> Range:
-    """The range of the argument itself; a reciprocal's is of its magnitude."""
-    low, high = range_of(operation)
-    return (-high, high) if operation.op == "reciprocal" else (low, high)
 
 
 def _sign_chunks(scheme: Scheme, operation: Operation) -> int:
@@ -298,34 +301,42 @@ def _maximum(engine: Engine, operation: Operation, x: Tensor, dim: Any = (), kee
     rows = moved.reshape(-1, x.shape[axis]).numpy()
     check_range(engine, rows, *range_of(operation))
     best = selection.maximum(engine, rows, chunks_for(bound, engine.fraction_bits))
-    result = torch.from_numpy(best).reshape(*moved.shape[:-1], 1).movedim(-1, axis)
+    result = _tensor(best).reshape(*moved.shape[:-1], 1).movedim(-1, axis)
     return result if keepdim else result.squeeze(axis)
 
 
-@_flat("exp", lambda scheme, op: f.exp_events(scheme, (op.elements,), exp_relative(_bound(op))))
+def _exp_chain(operation: Operation) -> ExpChain:
+    """The chain for the operation's range: small absolute errors below 0, small relative ones around it."""
+    low, high = range_of(operation)
+    return exp_chain(low) if high <= 0 else exp_relative(max(-low, high))
+
+
+@_flat("exp", lambda scheme, op: f.exp_events(scheme, (op.elements,), _exp_chain(op)))
 def _exp(engine: Engine, operation: Operation, x: Ring) -> Ring:
-    return f.exp(engine, x, exp_relative(_bound(operation)))
+    return f.exp(engine, x, _exp_chain(operation))
 
 
 def _reciprocal_sends(scheme: Scheme, operation: Operation) -> Events:
     n, (low, high) = operation.elements, range_of(operation)
     positive = reciprocal_positive_events(scheme, n, low, high)
     chunks = chunks_for(high, scheme.precision_bits)
-    return (
-        selection.signs_events(n, chunks)
-        + p.product_events("multiply", (n,), (n,))
-        + positive
-        + [*p.product_events("multiply", (n,), (n,))]
-    )
+    return [
+        *selection.signs_events(n, chunks),
+        *p.product_events("multiply", (n,), (n,)),
+        *check_range_events(scheme, n),
+        *positive,
+        *p.product_events("multiply", (n,), (n,)),
+    ]
 
 
-@_flat("reciprocal", _reciprocal_sends)
+@_flat("reciprocal", _reciprocal_sends, checks=False)
 def _reciprocal(engine: Engine, operation: Operation, x: Ring) -> Ring:
     """1 / x for low <= |x| <= high: the sign, x times it, the positive reciprocal, its sign again."""
     low, high = range_of(operation)
     negative = selection.ring_signs(engine, x, chunks_for(high, engine.fraction_bits))
     sign = engine.plus(-2 * negative, 1)
     magnitude = p.product(engine, "multiply", x, sign)
+    check_range(engine, magnitude, low, high)
     return p.product(engine, "multiply", reciprocal_positive(engine, magnitude, low, high), sign)
 
 
@@ -372,7 +383,7 @@ def _softmax(engine: Engine, operation: Operation, x: Tensor, dim: int, *_: Any)
     rows = moved.reshape(-1, moved.shape[-1]).numpy()
     function = f.softmax_without_maximum if engine.scheme.functions == "max_free" else f.softmax
     result = function(engine, rows, _softmax_range(engine.scheme, operation))
-    return torch.from_numpy(result).reshape(moved.shape).movedim(-1, dim)
+    return _tensor(result).reshape(moved.shape).movedim(-1, dim)
 
 
 def _layer_norm_sends(scheme: Scheme, operation: Operation) -> Events:
@@ -381,7 +392,7 @@ def _layer_norm_sends(scheme: Scheme, operation: Operation) -> Events:
     events = f.layer_norm_events(scheme, operation.elements // length, length, *range_of(operation), fixed)
     if fixed:
         return [Message("open", (8 * length,), phase="setup"), *events]
-    if len(operation.operands) > 1:
+    if operation["weighted"]:
         weight = operation.operands[1]
         if is_secret(weight):
             events += p.product_events("multiply", operation.output, weight.shape)
@@ -402,7 +413,7 @@ def _layer_norm(
 ) -> Tensor:
     fixed = fixed_operand(operation) is not None
     rows = x.reshape(-1, prod(shape)).numpy()
-    result = torch.from_numpy(f.layer_norm(engine, rows, eps, *range_of(operation), fixed)).reshape(x.shape)
+    result = _tensor(f.layer_norm(engine, rows, eps, *range_of(operation), fixed)).reshape(x.shape)
     if weight is not None and not fixed:
         result = _product(engine, operation, "multiply", result, weight)
     return result if bias is None else _add(engine, operation, result, bias)
@@ -416,4 +427,4 @@ def _row_normalize_sends(scheme: Scheme, operation: Operation) -> Events:
 @tuned("row_normalize", sends=_row_normalize_sends)
 def _row_normalize(engine: Engine, operation: Operation, x: Tensor, eps: float) -> Tensor:
     rows = x.reshape(-1, x.shape[-1]).numpy()
-    return torch.from_numpy(f.row_normalize(engine, rows, eps, *range_of(operation))).reshape(x.shape)
+    return _tensor(f.row_normalize(engine, rows, eps, *range_of(operation))).reshape(x.shape)

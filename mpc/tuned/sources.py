@@ -118,7 +118,7 @@ class DealerSource(Source):
         if correction.shape != shape:
             raise RuntimeError(f"a correction of shape {correction.shape} was dealt as {shape}")
         if self._send is not None:
-            self._send(np.ascontiguousarray(correction))
+            self._send(np.asarray(correction, order="C"))
         return correction
 
 

@@ -218,7 +218,7 @@ def test_attention_over_direct_links_takes_one_hop_a_round(
     torch.manual_seed(count)
     layer, x = Attention(8, (kind, kind), 4, 9).eval(), torch.rand(2, 9, 8)
     run = run_module(parties, layer, x, roles=Roles(model_owner=count - 1))  # raises unless every event is as promised
-    assert (run.output - layer(x)).abs().max() < 5e-3
+    assert (run.output - layer(x)).abs().max() < 1e-2
     assert run.traffic == run.trace.traffic(parties.scheme)
     online, over_gloo = run.traffic.online, run.trace.traffic(Scheme(parties=count)).online
     assert online.hops == online.rounds == over_gloo.rounds

@@ -60,6 +60,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda x: x.softmax(-1),
     "softmax_inner": lambda x: x.softmax(0),
     "layer_norm": lambda x: F.layer_norm(x, (7,)),
+    "layer_norm_with_bias_alone": lambda x: F.layer_norm(x, (7,), None, PUBLIC),
+    "scalars": lambda x: torch.relu(x.mean()) * x.mean() + x.sum() * 0.1 - x.square().mean(),
     "row_normalize": lambda x: row_normalize(x.abs(), 2.0**-16),
     "structure": lambda x: torch.cat([x.flip(-1).unsqueeze(0).expand(2, *x.shape), torch.stack([x, x])], 0)[:, :, ::2],
     "public_joined": lambda x: torch.cat([x, torch.ones(x.shape)], -1),

@@ -105,6 +105,67 @@ def test_a_value_outside_its_range_is_counted_securely_and_seen_by_the_plain_sha
     assert run_module(tuned_parties, module, x, TUNED, ranges=ranges).outside is None
 
 
+class NormWithBiasAlone(nn.Module):
+    """Layer normalisation with a private bias and no weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.linspace(-1, 1, 7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of rows of 7."""
+        return torch.nn.functional.layer_norm(x, (7,), None, self.bias)
+
+
+class MaskedAttention(nn.Module):
+    """Attention whose scores get a float mask, in a composite that the plain shadow must look into."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Self-attention over x (B, N, D), the last token masked, then a clamp and an in-place ReLU."""
+        mask = torch.zeros(x.shape[1])
+        mask[-1] = -50.0
+        attended = torch.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask.expand(x.shape[1], -1))
+        return attended.clamp(-20.0, 20.0).relu_() / (x.abs().sum(-1, keepdim=True) + 1)
+
+
+@pytest.mark.parties
+def test_a_bias_alone_is_no_weight(tuned_parties: Parties) -> None:
+    x = torch.randn(4, 7, generator=torch.Generator().manual_seed(1))
+    assert _worst(tuned_parties, NormWithBiasAlone().eval(), x, TUNED) < 2e-3
+
+
+@pytest.mark.parties
+def test_calibration_sees_what_composites_are_made_of(tuned_parties: Parties) -> None:
+    x = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(2)) * 2
+    module = MaskedAttention().eval()
+    ranges = declared_ranges(module, x, TUNED)
+    seen = {op: (low, high) for _, op, low, high in ranges.declared}
+    assert seen["softmax"][0] < -50 and {"relu", "reciprocal", "abs"} <= set(seen)
+    assert all(row["inside"] for row in observe_domains(module, x, TUNED, ranges))
+    assert _worst(tuned_parties, module, x, VARIANTS["checked"], ranges) < 5e-3
+
+
+@pytest.mark.parties
+@pytest.mark.parametrize("scale", [0.001, 1.0, 300.0])
+def test_rows_of_any_size_are_normalised(tuned_parties: Parties, scale: float) -> None:
+    x = torch.rand(20, 7, generator=torch.Generator().manual_seed(3)) * scale + 2.0**-14
+    module = Apply("row_normalize").eval()
+    assert _worst(tuned_parties, module, x, TUNED, declared_ranges(module, x, TUNED)) < max(2e-3, 2.0**-13 / scale)
+
+
+def test_a_tensor_without_elements_is_refused() -> None:
+    with pytest.raises(ValueError, match="without elements"):
+        shape_reading(Apply("relu").eval(), (0, 7))
+
+
+@pytest.mark.parties
+def test_the_secure_check_looks_at_both_ends_of_a_reciprocal(tuned_parties: Parties) -> None:
+    ranges = Ranges((("", "reciprocal", 0.5, 8.0),))
+    x = torch.tensor([[0.1, -0.2, 0.5, 1.0, -8.0, 9.0, 2.0]])
+    run = run_module(tuned_parties, Apply("plain_reciprocal").eval(), x, VARIANTS["checked"], ranges=ranges)
+    assert run.outside == 3
+
+
 @pytest.mark.parties
 @pytest.mark.parametrize("bound", [1.0, 12.2, 16.0, 256.0])
 def test_the_ends_of_a_declared_range_belong_to_it(tuned_parties: Parties, bound: float) -> None:
@@ -202,6 +263,6 @@ def test_anchors_of_one_attention_layer() -> None:
     assert counted == {
         "softmax": (24, 1_789_952, 24),
         "relu_softmax": (13, 1_102_560, 13),
-        "quad": (11, 1_081_280, 11),
+        "quad": (11, 1_081_680, 11),
         "scaling": (4, 800_800, 4),
     }
