@@ -309,8 +309,6 @@ def _even_chain(cut: float, *rows: tuple[int, ...], outside: int = 0) -> EvenCha
 GELU = _even_chain(
     3.8, (-145745, 11468), (-9703, -433, 32801), (-2940, -58, -478, 23659), (58027, 4641, -4132, -4202, -4219)
 )
-# GELU, 3 squarings (all that a polynomial of degree 8 can): 1.9e-3 inside, 2.1e-3 outside.
-GELU_SHORT = _even_chain(3.0, (-65535, 14563), (-71007, -15897, 71005), (27833, 13035, -27711, -4096), outside=133)
 # SiLU, 5 squarings: 4.1e-4 inside, 9e-4 outside.
 SILU = _even_chain(
     8.5,
@@ -320,13 +318,4 @@ SILU = _even_chain(
     (-1112, 159, -227, -235, 19745),
     (126742, 2187, -4180, -4204, -4253, -4446),
     outside=57,
-)
-# SiLU, 4 squarings: 2.6e-3 inside, 2.7e-3 outside.
-SILU_SHORT = _even_chain(
-    7.2,
-    (-216713, 5785),
-    (-40640, -542, 19489),
-    (-25896, 295, -680, 22485),
-    (97947, 2818, -4409, -4596, -5087),
-    outside=176,
 )
