@@ -33,4 +33,4 @@ def test_a_trained_network_agrees_with_its_plain_reading_on_real_images(two_part
     assert result.plain_accuracy is not None and result.plain_accuracy >= 0.90
     assert result.agreement >= 0.98
     assert result.max_logit_difference < 0.05
-    assert not [domain for domain in result.domains if not domain["inside"]]
+    assert result.health["outside"] == []
