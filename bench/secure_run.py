@@ -28,7 +28,7 @@ class SecureRun:
     """One module, run `repeats` times on one input. Seconds hold a value for each repeat, of the slowest party.
 
     `traffic` was counted at the wire and found equal to the shape reading's. `output` is what the party that learns
-    the result saw. `log` is the message log of the repeat with the median online time, at its slowest party. `setup_s`
+    the result saw. `logs` are the message logs of all parties in the repeat with the median online time. `setup_s`
     is what opening fixed weights once took; `ranges` are those that the tuned protocols were given, and `outside` is
     the secure range check's count of values outside them (None where the scheme does not check).
     """
@@ -41,7 +41,7 @@ class SecureRun:
     dealer_s: tuple[float, ...]
     total_s: tuple[float, ...]
     output: Tensor
-    log: MessageLog
+    logs: tuple[MessageLog, ...]
     reveal_log: MessageLog
     peak_bytes: int
     setup_s: float = 0.0
@@ -49,9 +49,14 @@ class SecureRun:
     outside: int | None = None
 
     @property
+    def log(self) -> MessageLog:
+        """The log of the slowest party of the median repeat."""
+        return max(self.logs, key=lambda log: log.online_s)
+
+    @property
     def op_s(self) -> dict[str, float]:
         """Online seconds by operation in the median repeat, at its slowest party."""
-        return dict(self.log.op_s)
+        return self.log.op_s
 
 
 def run_module(
@@ -165,7 +170,7 @@ def _merge(
         tuple(max(log.dealer_s for log in logs) for logs in runs),
         tuple(max(log.online_s + log.dealer_s for log in logs) for logs in runs),
         output,
-        max(runs[middle], key=lambda log: log.online_s),
+        runs[middle],
         results[knows].reveal_log,
         max(result.peak_bytes for result in results),
         max((log.online_s for log in setups), default=0.0),

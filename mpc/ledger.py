@@ -45,7 +45,7 @@ class LogEntry:
     """One event of a party: an online message, a message of the stand-in dealer, or a correlation used up.
 
     `compute_s` is the time since the previous message ended (dealer's work left out), `wait_s` the time inside the
-    call.
+    call, which began at `start_s` on the clock that all processes of a machine share (`time.perf_counter`).
     """
 
     op: str
@@ -54,19 +54,48 @@ class LogEntry:
     compute_s: float
     wait_s: float
     of_dealer: bool = False
+    start_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One operation of the table as a party ran it: from `start_s` to `end_s` on the shared clock.
+
+    `online_s` is what of that was online, the dealer's work left out; `until_s` are the online seconds of the run up to
+    its end, so that differences of them hold what Python does between operations too.
+    """
+
+    op: str
+    site: str
+    start_s: float
+    end_s: float
+    online_s: float
+    until_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class MessageLog:
-    """Everything one party sent in one run, in order; `online_s` and `dealer_s` are that party's wall time."""
+    """Everything one party sent in one run, in order; `online_s` and `dealer_s` are that party's wall time.
+
+    `spans` are the operations, in order; `start_s` is when the run began on the clock of the entries.
+    """
 
     party: int
     parties: int
     entries: tuple[LogEntry, ...]
     online_s: float
     dealer_s: float
-    op_s: tuple[tuple[str, float], ...] = ()
+    spans: tuple[Span, ...] = ()
     transport: Transport = "gloo"
+    start_s: float = 0.0
+
+    @property
+    def op_s(self) -> dict[str, float]:
+        """Online seconds by operation; what lies between operations is in none of them."""
+        seconds: dict[str, float] = {}
+        for span in self.spans:
+            seconds[span.op] = seconds.get(span.op, 0.0) + span.online_s
+        return seconds
 
     @property
     def messages(self) -> tuple[LogEntry, ...]:
@@ -90,7 +119,7 @@ class Ledger:
     op: str = ""
     site: str = ""
     recording: bool = False
-    _op_s: dict[str, float] = field(default_factory=dict)
+    _spans: list[Span] = field(default_factory=list)
     _open: list[int] | None = None
     _dealer_depth: int = 0
     _dealer_s: float = 0.0
@@ -102,7 +131,7 @@ class Ledger:
     def start(self) -> None:
         """Forget everything and record from now on."""
         self.entries.clear()
-        self._op_s.clear()
+        self._spans.clear()
         self._dealer_s = self._apart_s = self._since_message_dealer_s = 0.0
         self.recording = True
         self._start_s = self._last_end_s = time.perf_counter()
@@ -111,21 +140,25 @@ class Ledger:
         """End the run: its log, with wall time split into online and dealer."""
         total_s = time.perf_counter() - self._start_s
         self.recording = False
-        op_s = tuple(sorted(self._op_s.items()))
-        online_s, entries = total_s - self._dealer_s - self._apart_s, tuple(self.entries)
-        return MessageLog(self.party, self.parties, entries, online_s, self._dealer_s, op_s, self.transport)
+        online_s, entries, spans = total_s - self._dealer_s - self._apart_s, tuple(self.entries), tuple(self._spans)
+        return MessageLog(
+            self.party, self.parties, entries, online_s, self._dealer_s, spans, self.transport, self._start_s
+        )
 
     @contextmanager
     def operation(self, op: str, site: str) -> Iterator[None]:
-        """Everything sent inside belongs to this operation of this module; its online time is kept by op."""
+        """Everything sent inside belongs to this operation of this module, and so does the time that it takes."""
         before = self.op, self.site
         self.op, self.site = op, site
         start_s, dealer_s = time.perf_counter(), self._dealer_s + self._apart_s
         try:
             yield
         finally:
-            online_s = time.perf_counter() - start_s - (self._dealer_s + self._apart_s - dealer_s)
-            self._op_s[op] = self._op_s.get(op, 0.0) + online_s
+            end_s = time.perf_counter()
+            others_s = self._dealer_s + self._apart_s
+            if self.recording:
+                online_s, until_s = end_s - start_s - (others_s - dealer_s), end_s - self._start_s - others_s
+                self._spans.append(Span(op, site, start_s, end_s, online_s, until_s))
             self.op, self.site = before
 
     @contextmanager
@@ -142,7 +175,7 @@ class Ledger:
             end_s = time.perf_counter()
             compute_s = start_s - self._last_end_s - self._since_message_dealer_s
             event = Message(collective, tuple(self._open), root, phase)
-            self._append(event, 0.0 if self._dealer_depth else compute_s, end_s - start_s)
+            self._append(event, 0.0 if self._dealer_depth else compute_s, start_s, end_s)
             if not self._dealer_depth:
                 self._last_end_s, self._since_message_dealer_s = end_s, 0.0
             self._open = None
@@ -189,8 +222,9 @@ class Ledger:
         if self.recording:
             self.entries.append(LogEntry(self.op, self.site, correlation, 0.0, 0.0))
 
-    def _append(self, event: Event, compute_s: float, wait_s: float) -> None:
-        self.entries.append(LogEntry(self.op, self.site, event, compute_s, wait_s, bool(self._dealer_depth)))
+    def _append(self, event: Event, compute_s: float, start_s: float, end_s: float) -> None:
+        of_dealer = bool(self._dealer_depth)
+        self.entries.append(LogEntry(self.op, self.site, event, compute_s, end_s - start_s, of_dealer, start_s))
 
 
 class _RecordingDistributed(ModuleType):

@@ -22,7 +22,7 @@ from cost_models.latency_term import KindLatency, MixtureLatency, mixture_latenc
 from cost_models.linear import CostModel
 from models.spec import BlockSpec, ViTSpec
 from models.vit import VisionTransformer
-from mpc.ledger import LogEntry, MessageLog
+from mpc.ledger import LogEntry, MessageLog, Span
 from mpc.network import NetworkProfile, network
 from mpc.parties import Parties
 from mpc.scheme import Roles, Scheme
@@ -48,14 +48,14 @@ LOG = MessageLog(
     ),
     online_s=4.0,
     dealer_s=0.0,
-    op_s=(("linear", 2.0), ("relu", 1.5), ("sum", 0.25)),
+    spans=tuple(Span(op, "", 0.0, 0.0, s) for op, s in (("linear", 2.0), ("relu", 1.5), ("sum", 0.25))),
 )
 
 
 def _run(scheme: Scheme) -> SecureRun:
     trace = Trace(())
     output = torch.zeros(1)
-    return SecureRun(scheme, Roles(), trace, LOG.traffic, (4.0, 6.0, 5.0), (0.0,) * 3, (4.0,) * 3, output, LOG, LOG, 1)
+    return SecureRun(scheme, Roles(), trace, LOG.traffic, (4.0, 6.0, 5.0), (0.0,) * 3, (4.0,) * 3, output, (LOG,), LOG, 1)
 
 
 def test_a_layer_on_another_link_adds_delays_and_transfer_to_every_sample() -> None:

@@ -25,7 +25,7 @@ def _run(own_s: float, waits_s: tuple[float, ...]) -> SecureRun:
     entries = tuple(LogEntry("op", "", Message("open", (size,)), own_s / len(waits_s), wait_s) for wait_s in waits_s)
     log = MessageLog(0, 2, entries, own_s + sum(waits_s), 0.0, (), "direct")
     trace = shape_reading(attention_layer("scaling", AttentionShape(5, 4, 1)), (1, 5, 4))
-    return SecureRun(TUNED, Roles(), trace, Traffic.zero(2), (0.0,), (0.0,), (0.0,), torch.zeros(1), log, log, 0)
+    return SecureRun(TUNED, Roles(), trace, Traffic.zero(2), (0.0,), (0.0,), (0.0,), torch.zeros(1), (log,), log, 0)
 
 
 def test_parts_add_up_and_python_is_the_intercept() -> None:
