@@ -67,6 +67,9 @@ Emulate = Annotated[
     str | None,
     typer.Option(help="link: run on a link shaped as each --network says (Linux, root); replayed where left out"),
 ]
+Log = Annotated[
+    Path | None, typer.Option(help="write the message logs of all runs to this file: for mpc-pareto replay")
+]
 _CALIBRATION_IMAGES = 8
 
 
@@ -97,6 +100,7 @@ def bench_attention(
     model_owner: ModelOwner = 1,
     reveal_to: RevealTo = "0",
     seed: Seed = 0,
+    log: Log = None,
     out: Out = None,
     json_only: JsonOnly = False,
 ) -> None:
@@ -118,6 +122,7 @@ def bench_attention(
     places, links = places_of(network, emulate)
     rows: list[dict[str, Any]] = []
     runs: list[SecureRun] = []
+    logs: list[tuple[str, SecureRun, Mapping[str, Any]]] = []
     roles = roles_of(input_owner, model_owner, reveal_to, parties)
     demand_this_machine(out)
     layers = (attention_layer(kind, shape, linformer_k).eval() for kind in names)
@@ -133,9 +138,11 @@ def bench_attention(
                     ):
                         rows += [record, *replayed_attention(run, record, links)]
                         runs.append(run)
+                        logs.append((f"attention {kind}", run, record))
                     progress.advance(task)
     keep(ctx, out, "bench attention", "attention", rows)
     _save(save_ranges, runs)
+    _write_logs(log, logs)
     if not json_only:
         typer.echo(
             f"one attention layer: {tokens} tokens, {dim} wide, {heads} heads, batch {batch}; {_labels(schemes)}"
@@ -179,6 +186,7 @@ def bench_model(
     model_owner: ModelOwner = 1,
     reveal_to: RevealTo = "0",
     seed: Seed = 0,
+    log: Log = None,
     out: Out = None,
     json_only: JsonOnly = False,
 ) -> None:
@@ -206,6 +214,7 @@ def bench_model(
     warn_of_unused(ranges, declared, (shape_reading(net, tuple(inputs.shape)) for net in [module]))
     rows: list[dict[str, Any]] = []
     runs: list[SecureRun] = []
+    logs: list[tuple[str, SecureRun, Mapping[str, Any]]] = []
     with progress_console.status(f"running {model} on {parties} parties"):
         calibrated = ranges_for(schemes, module, others, declared)
         for place in places:
@@ -214,8 +223,10 @@ def bench_model(
                     figures = output_figures(run, module, inputs)
                     rows += network_rows(run, model, batch, figures, links, where(running))
                     runs.append(run)
+                    logs.append((model, run, where(running)))
     keep(ctx, out, "bench model", "models", rows)
     _save(save_ranges, runs)
+    _write_logs(log, logs)
     if not json_only:
         typer.echo(f"{model}, batch {batch}: {_labels(schemes)}")
         extra = {"top-1 same": [f"{row['top1_agreement']:.0%}" for row in rows], **_faster(rows, schemes)}
@@ -312,6 +323,14 @@ def _save(path: Path | None, runs: Sequence[SecureRun]) -> None:
 
     if path is not None:
         save_ranges(path, [(run.scheme, run.ranges) for run in runs])
+
+
+def _write_logs(path: Path | None, runs: Sequence[tuple[str, SecureRun, Mapping[str, Any]]]) -> None:
+    """Keeps the logs of runs; each comes with what it ran and a record that says on which network, in which mode."""
+    from bench.message_log import RunLog, write_logs
+
+    if path is not None:
+        write_logs(path, [RunLog.of(run, what, where["network"], where["mode"]) for what, run, where in runs])
 
 
 def _labels(schemes: Sequence[Scheme]) -> str:

@@ -122,15 +122,20 @@ class RunDirectory:
         self.write_json("manifest.json", self.manifest)
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> Path:
+def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 2) -> Path:
     """Stores `value` at `path` whole or not at all, creating its folder; refuses NaN and infinity (ValueError)."""
+    value = plain(value, Path(path).stem)
+    return write_whole(path, json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: str | os.PathLike[str], text: str) -> Path:
+    """Stores `text` at `path` whole or not at all, creating its folder."""
     path = Path(path)
-    text = json.dumps(plain(value, path.stem), indent=2, allow_nan=False, ensure_ascii=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)  # mkstemp's files are private
