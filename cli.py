@@ -6,6 +6,7 @@ To add a verb: a function under `@app.command()`, heavy imports inside it. `main
 from __future__ import annotations
 
 import dis
+import gc
 import json
 import os
 import sys
@@ -141,13 +142,13 @@ def predict(
     chosen = scheme_of(ctx.params)
     roles = roles_of(input_owner, model_owner, reveal_to, parties)
     declared = ranges_of(ranges, [chosen], calibrates=False)
+    with progress_console.status(f"reading {model}"), _nothing_collected():
+        from models.names import build, input_shape
+        from mpc.ranges import NOTHING_DECLARED
+        from mpc.reading import shape_reading
 
-    from models.names import build, input_shape
-    from mpc.ranges import NOTHING_DECLARED
-    from mpc.reading import shape_reading
-
-    with progress_console.status(f"reading {model}"):
-        module = build(model)
+        # Of public weights, which are no secrets, the reading may ask for values; of private ones for shapes alone.
+        module = build(model, draws=chosen.weights == "public")
         trace = shape_reading(module, (batch, *input_shape(module)[1:]), chosen.weights, declared or NOTHING_DECLARED)
         warn_of_unused(ranges, declared, [trace])
         seconds = _seconds(trace, chosen, profiles)
@@ -231,6 +232,22 @@ def warn_of_unused(choice: str | None, ranges: Ranges | None, traces: Iterable[T
         typer.echo(f"{choice}: rows that nothing here takes: {shown}", err=True)
 
 
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Garbage collection is off inside, and passes over what was made: importing torch makes a million lasting objects.
+
+    Searching them again and again takes as long as a third of the imports.
+    """
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if collected:
+            gc.enable()
+
+
 def _seconds(trace: Trace, scheme: Scheme, profiles: list[Any]) -> dict[str, dict[str, float]] | None:
     """Predicted seconds on each network, or None with advice where this machine is not calibrated."""
     from cost_models.calibration import load_default
@@ -309,7 +326,7 @@ def finish(payload: Mapping[str, Any]) -> None:
     typer.echo(json.dumps(plain(payload, "result"), separators=(",", ":"), allow_nan=False))
 
 
-_OWN = ("bench", "cost_models", "demo", "models", "mpc", "nas", "reports", "workflow")
+_OWN = ("bench", "calibrating", "cost_models", "demo", "models", "mpc", "nas", "remeasure", "reports", "workflow")
 _TRACEBACK = "Traceback (most recent call last):"
 
 
@@ -359,6 +376,10 @@ def main() -> NoReturn:
 import verbs  # noqa: E402, F401 - registers the verbs that run something; they need the names above
 import verbs_bench  # noqa: E402, F401
 import verbs_breakdown  # noqa: E402, F401
+import verbs_calibrate  # noqa: E402, F401
+import verbs_map  # noqa: E402, F401
+import verbs_replay  # noqa: E402, F401
+import verbs_search  # noqa: E402, F401
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""The verbs that run something, but for `bench`: calibrate, infer, search, retrain, report, demo; and what verbs share.
+"""The verbs infer, retrain, report and demo, and what verbs share.
 
 Each is registered on `cli.app` when this module is imported; heavy imports stay inside the verbs.
 """
@@ -53,9 +53,6 @@ Out = Annotated[Path | None, typer.Option(help="run directory that keeps the rec
 Seed = Annotated[int, typer.Option(help="seed of weights, data order and search")]
 Data = Annotated[str, typer.Option(help="digits, or folder:PATH with class folders in train/ and test/")]
 Repeats = Annotated[int, typer.Option(min=1, help="runs that are timed, after one that is not")]
-
-search_app = typer.Typer(help="Search networks under a latency term.", no_args_is_help=True)
-app.add_typer(search_app, name="search")
 
 
 def progress_bar() -> Progress:
@@ -119,48 +116,6 @@ def rows_of(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         settings = dict(record["scheme"])
         rows.append({**record, "scheme": settings.pop("name"), **settings})
     return rows
-
-
-@app.command()
-def calibrate(
-    ctx: typer.Context,
-    scheme: SchemeName = "crypten",
-    functions: Functions = "documented",
-    parties: PartyCount = 2,
-    dealer: Dealer = "tfp",
-    transport: Transport = None,
-    weights: Weights = "private",
-    precision_bits: PrecisionBits = 16,
-    truncation: Truncation = "local",
-    range_check: RangeCheck = False,
-    out: Out = None,
-    json_only: JsonOnly = False,
-) -> None:
-    """Measure what the cost model needs on this machine, fit it, and report its error on what was held out."""
-    import workflow
-    from cost_models.calibration import plan, save_default
-    from mpc.parties import Parties
-
-    chosen = scheme_of(ctx.params)
-    demand_this_machine(out)
-    with progress_bar() as progress, Parties(chosen) as running:
-        task = progress.add_task("calibrating", total=None)
-        on_run = lambda i, n, what: progress.update(task, completed=i, total=n, description=what[:50])  # noqa: E731
-        record = workflow.calibrate(running, plan(), chosen, on_run)
-    path = save_default(record, chosen)
-    if out is not None:
-        run_at(ctx, out, "calibrate").write_json("calibration.json", record)
-    if not json_only:
-        table = Table("held out", "shape", "measured s", "predicted s", "error")
-        for row in record["held_out"]:
-            error = row["predicted_s"] / row["measured_s"] - 1
-            seconds = (f"{row['measured_s']:.4f}", f"{row['predicted_s']:.4f}")
-            table.add_row(row["what"], row["shape"], *seconds, f"{error:+.1%}")
-        show(table)
-        typer.echo(
-            f"median error {record['median_error']:.1%}, 90th percentile {record['p90_error']:.1%}; kept in {path}"
-        )
-    finish({**record, "kept_in": str(path)})
 
 
 @app.command()
@@ -312,54 +267,6 @@ def _networks_table(records: Sequence[dict[str, Any]]) -> Table:
             seconds.append(f"{row['measured_s'][link]['median']:.3f}{predicted}")
         table.add_row(", ".join([row["name"], *row.get("also", [])]), row["found_by"], *shares, *seconds)
     return table
-
-
-@search_app.command("mpcvit")
-def search_mpcvit(
-    out: Annotated[Path, typer.Option(help="run directory; the same command resumes a killed search")],
-    model: Annotated[str, typer.Option(help="a named mpcvit: spec, or spec:PATH")] = "mpcvit:vit_4_4_32_demo",
-    data: Data = "digits",
-    network: Annotated[
-        str | None, typer.Option(help="link whose latency is in the loss (the budget's, or cheetah-wan), or l1")
-    ] = None,
-    kinds: Annotated[str, typer.Option(help="the kinds that heads choose from")] = "relu_softmax,scaling",
-    ratios: Annotated[str, typer.Option(help="shares of heads that keep the first kind")] = "0.1,0.3,0.5,0.7",
-    budget: Annotated[
-        str | None, typer.Option(help="latency<=20s@cheetah-wan: the likeliest network within it")
-    ] = None,
-    weight: Annotated[float | None, typer.Option(help="weight of the latency (0.05) or L1 (0.05 / 16) term")] = None,
-    epochs: Annotated[int | None, typer.Option(help="epochs of the search; 7 on the digits")] = None,
-    scheme: SchemeName = "crypten",
-    functions: Functions = "documented",
-    seed: Seed = 0,
-    json_only: JsonOnly = False,
-) -> None:
-    """Search the attention kind of every head (MPCViT) under the latency of a named network; needs a calibration.
-
-    Writes front/RATIO.json, a spec for each ratio, and front/budget.json, with the accuracy right after binarisation.
-    """
-    from nas.runs import SearchRequest, parse_budget, search_on_link
-
-    chosen = scheme_of({"scheme": scheme, "functions": functions})
-    shares = tuple(float(ratio) for ratio in ratios.split(","))
-    if network not in (None, "l1"):
-        link_of(network)
-    link = network or (parse_budget(budget)[1] if budget else "cheetah-wan")
-    request = SearchRequest(model, data, link, tuple(kinds_of(kinds)), shares, budget, weight, epochs, seed)
-    with progress_bar() as progress:
-        task = progress.add_task("searching", total=None)
-        on_epoch = lambda record, total: progress.update(task, completed=record["epoch"] + 1, total=total)  # noqa: E731
-        result = search_on_link(out, request, chosen, on_epoch)
-    if not json_only:
-        table = Table(
-            "network", f"{request.kinds[0]} heads by layer", "accuracy before retraining", "predicted s", "spec"
-        )
-        for row in result["front"]:
-            seconds = "-" if row["seconds"] is None else f"{row['seconds']:.3f}"
-            table.add_row(row["name"], str(row["heads"]), f"{row['accuracy']:.3f}", seconds, row["spec"])
-        typer.echo(f"{model} on {data}, latency of {link}; {chosen.label}; predicted")
-        show(table)
-    finish(result)
 
 
 @app.command("retrain")

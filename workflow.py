@@ -1,4 +1,4 @@
-"""What joins the folders: calibrating on parties, measuring what a search found, comparing what was found for whom."""
+"""What joins the folders: measuring what a search found, re-timing it, comparing what was found for whom."""
 
 from __future__ import annotations
 
@@ -23,63 +23,22 @@ from bench.machine import this_machine
 from bench.run_directory import RunDirectory
 from bench.running import ranges_for
 from bench.secure_run import SecureRun, run_module
-from cost_models.calibration import CalibrationPlan, Workload, load_default, observe, to_record
-from cost_models.evaluation import evaluate
+from cost_models.calibration import load_default
 from cost_models.latency_term import MixtureLatency
-from cost_models.linear import CostModel, fit
+from cost_models.linear import CostModel
 from cost_models.replay import replay
 from models.vit import VisionTransformer
 from mpc.network import LOOPBACK, NetworkProfile
 from mpc.parties import Parties
-from mpc.ranges import NOTHING_DECLARED, Ranges
-from mpc.scheme import Scheme
+from mpc.ranges import NOTHING_DECLARED
 from nas.data import load
 from nas.retrain import load_network
 
 Record = dict[str, Any]
-OnRun = Callable[[int, int, str], None]
-
-
-def calibrate(parties: Parties, plan: CalibrationPlan, scheme: Scheme, on_run: OnRun = lambda *_: None) -> Record:
-    """Run the plan on `parties`, fit the cost model, test it on what was held out; the calibration record.
-
-    Workloads of the fit and of the test are interleaved, one run each in every pass.
-    """
-    samples: dict[int, list[SecureRun]] = defaultdict(list)
-    workloads = [*plan.fit, *plan.held_out]
-    schedule = list(plan.schedule())
-    ranges = [_workload_ranges(workload, scheme) for workload in workloads]
-
-    def run(workload: Workload) -> SecureRun:
-        declared = ranges[workloads.index(workload)]
-        return run_module(parties, workload.module, _workload_input(workload, 1), scheme, ranges=declared)
-
-    run(schedule[0])  # first-call costs are nobody's
-    for number, workload in enumerate(schedule):
-        on_run(number, len(schedule), f"{workload.what}, {workload.shape}")
-        samples[workloads.index(workload)].append(run(workload))
-    on_run(len(schedule), len(schedule), "fit")
-    observations = []
-    for index, workload in enumerate(workloads):
-        runs = samples[index]
-        online_s, dealer_s = [run.online_s[0] for run in runs], [run.dealer_s[0] for run in runs]
-        observations.append(observe(workload, runs[0].trace, scheme, online_s, dealer_s, ranges=ranges[index]))
-    fitted, held_out = observations[: len(plan.fit)], observations[len(plan.fit) :]
-    model = fit(fitted)
-    return to_record(model, evaluate(model, fitted, fitted), evaluate(model, held_out, fitted))
-
-
-def _workload_input(workload: Workload, seed: int) -> Tensor:
-    return torch.randn(workload.input_shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _workload_ranges(workload: Workload, scheme: Scheme) -> Ranges:
-    """Ranges for the tuned scheme from other inputs than those that are run; nothing declared for another scheme."""
-    return ranges_for([scheme], workload.module, _workload_input(workload, 2)).get(scheme, NOTHING_DECLARED)
 
 
 def replayed_attention(run: SecureRun, record: Record, networks: Iterable[NetworkProfile]) -> list[Record]:
-    """The record of an attention layer on other links: loopback seconds plus what the link adds, sample by sample."""
+    """The record of an attention layer on other links: replayed, what the link adds going to every sample."""
     records = []
     for link in networks:
         link_s = _link_s(run, link)
@@ -92,8 +51,8 @@ def replayed_attention(run: SecureRun, record: Record, networks: Iterable[Networ
 
 
 def _link_s(run: SecureRun, network: NetworkProfile) -> float:
-    online = replay(run.log, network).online
-    return online.delay_s + online.transfer_s
+    """Seconds that `network` adds to the median repeat; a message that waited on loopback too may hide some."""
+    return replay(run.logs, network).online.total_s - run.log.online_s
 
 
 def candidate_record(
@@ -222,13 +181,12 @@ def _measured(run: SecureRun, network: NetworkProfile) -> Record:
 
 
 def by_op_s(run: SecureRun, network: NetworkProfile) -> dict[str, float]:
-    """Online seconds by operation: local seconds as the ledger timed them, plus what the link adds to its messages.
+    """Online seconds by operation, from the spans of the slowest party's log, replayed on other links than loopback.
 
     Work between operations is under `between operations`; all add up to the seconds of the median repeat.
     """
-    link = {op: part.delay_s + part.transfer_s for op, part in replay(run.log, network).by_op.items()}
-    seconds = {op: local_s + link.get(op, 0.0) for op, local_s in run.op_s.items()}
-    return {**seconds, "between operations": run.log.online_s - sum(run.op_s.values())}
+    log = run.log if network == LOOPBACK else replay(run.logs, network).log
+    return {**log.op_s, "between operations": log.online_s - sum(log.op_s.values())}
 
 
 def network_rows(

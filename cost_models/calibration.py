@@ -1,4 +1,4 @@
-"""What is run to fit the cost model, what is held out to test it, and where the result is kept.
+"""What is run to fit the cost model, what it is tested on afterwards, and where the result is kept.
 
 Nothing here starts parties: the plan is plain values, and whoever runs it hands observations back.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from cost_models.evaluation import Evaluation
-from cost_models.linear import CostModel, Observation, write_json
+from cost_models.linear import CostModel, write_json
+from cost_models.sweep import LIMITS, Case, draw_cases
 from models.attention import Attention
-from models.names import SPECS
 from models.spec import Activation, BlockSpec, ViTSpec
 from models.vit import VisionTransformer
-from mpc.network import LOOPBACK, NetworkProfile
 from mpc.ranges import NOTHING_DECLARED, Ranges
 from mpc.reading import shape_reading
 from mpc.scheme import Scheme
@@ -118,130 +116,134 @@ Workload = AttentionWorkload | NetworkWorkload
 
 @dataclass(frozen=True, slots=True)
 class CalibrationPlan:
-    """Workloads to fit and workloads to test the fit on, which have other shapes; each is run `passes` times."""
+    """What is fitted: operations of a sweep and whole networks, each run once in each of `passes`."""
 
-    fit: tuple[Workload, ...]
-    held_out: tuple[Workload, ...]
-    passes: int = 5
-
-    def schedule(self) -> Iterator[Workload]:
-        """Every workload once in each pass, fitted and held out in one changing order; the same every time.
-
-        The pace of a shared machine drifts over minutes: workloads run one after the other, or the fitted ones before
-        the others, would each take the pace of their moment for their own.
-        """
-        for number in range(self.passes):
-            workloads = [*self.fit, *self.held_out]
-            random.Random(number).shuffle(workloads)
-            yield from workloads
+    cases: tuple[Case, ...]
+    networks: tuple[NetworkWorkload, ...]
+    passes: int
 
 
-def plan() -> CalibrationPlan:
-    """The standard plan: about a minute under CrypTen over gloo on 2 cores."""
-    return CalibrationPlan(_fit_workloads(), _held_out_workloads())
+@dataclass(frozen=True, slots=True)
+class EvaluationPlan:
+    """What a frozen model is tested on: operations, layers and networks of other shapes, run after it was fitted.
 
-
-def _fit_workloads() -> tuple[Workload, ...]:
-    def layer(kind: str, tokens: int, dim: int, heads: int, batch: int = 1) -> AttentionWorkload:
-        return AttentionWorkload((kind,) * heads, tokens, dim, batch)
-
-    return (
-        layer("softmax", 65, 256, 4),
-        layer("softmax", 17, 64, 2),
-        layer("softmax", 33, 128, 4),
-        layer("softmax", 65, 64, 2, batch=4),
-        layer("relu_softmax", 65, 256, 4),
-        layer("relu_softmax", 33, 128, 2, batch=2),
-        layer("relu_softmax", 17, 64, 4),
-        layer("relu_softmax", 65, 64, 2, batch=8),
-        layer("scaling", 65, 256, 4),
-        layer("scaling", 17, 64, 2),
-        layer("scaling", 65, 128, 4, batch=8),
-        layer("scaling", 33, 384, 6),
-        layer("scaling", 197, 128, 2),
-        layer("quad", 65, 256, 4),
-        layer("quad", 17, 64, 1),
-        layer("linformer", 65, 128, 4),
-        NetworkWorkload(_vit("fit_17_gelu", 16, 64, [("relu_softmax",) * 2] * 2, 128, "gelu")),
-        NetworkWorkload(_vit("fit_65_relu", 32, 128, [("scaling",) * 4], 256, "relu")),
-        NetworkWorkload(_vit("fit_17_batch", 16, 64, [("scaling",) * 2] * 2, 64, "gelu"), batch=4),
-    )
-
-
-def _held_out_workloads() -> tuple[Workload, ...]:
-    relu_softmax, scaling, softmax = "relu_softmax", "scaling", "softmax"
-    mixed = [(relu_softmax, relu_softmax, scaling, scaling)] * 2 + [(scaling,) * 4, (relu_softmax,) * 4]
-    demo = SPECS["vit_4_4_32_demo"]
-    return (
-        AttentionWorkload((softmax,) * 3, 50, 192),
-        AttentionWorkload((softmax,) * 3, 26, 96, batch=2),
-        AttentionWorkload((relu_softmax,) * 3, 82, 192),
-        AttentionWorkload((relu_softmax,) * 8, 50, 128, batch=2),
-        AttentionWorkload((scaling,) * 6, 50, 192),
-        AttentionWorkload((scaling,) * 5, 82, 320, batch=2),
-        AttentionWorkload(("scaling_linear",) * 3, 82, 192),
-        AttentionWorkload(("quad",) * 5, 50, 320),
-        AttentionWorkload(("quad_noshift",) * 3, 26, 96, batch=3),
-        AttentionWorkload(("linformer",) * 3, 50, 192),
-        AttentionWorkload((softmax, relu_softmax, scaling), 50, 192),
-        NetworkWorkload(replace(demo.with_kinds(mixed), name="demo_mixed")),
-        NetworkWorkload(replace(demo.with_kinds(scaling), name="demo_scaling")),
-        NetworkWorkload(_vit("held_37", 24, 96, [(softmax, relu_softmax, scaling), (scaling,) * 3], 192, "relu")),
-        NetworkWorkload(_vit("held_26", 20, 96, [(relu_softmax, scaling, scaling)] * 3, 96, "gelu"), batch=2),
-    )
-
-
-def _vit(
-    name: str, image_px: int, dim: int, kinds: Sequence[tuple[str, ...]], mlp_width: int, activation: Activation
-) -> ViTSpec:
-    blocks = tuple(BlockSpec(row, dim // len(row), mlp_width, activation) for row in kinds)
-    return ViTSpec(image_px, 4, dim, 10, blocks, name=name)
-
-
-def observe(
-    workload: Workload,
-    trace: Trace,
-    scheme: Scheme,
-    online_s: Sequence[float],
-    dealer_s: Sequence[float] = (),
-    network: NetworkProfile = LOOPBACK,
-    ranges: Ranges = NOTHING_DECLARED,
-) -> Observation:
-    """What was measured of `workload`, seconds of all its repeats, ready to be fitted or evaluated.
-
-    `trace` is of the run, so under the tuned scheme with the `ranges` that it was given.
+    The median over all passes is a point; every second pass against the others says how well such a median repeats.
     """
-    heads = workload.head_traces(scheme, ranges)
-    return Observation(workload.what, workload.shape, trace, scheme, tuple(online_s), tuple(dealer_s), network, heads)
+
+    cases: tuple[Case, ...]
+    layers: tuple[AttentionWorkload, ...]
+    networks: tuple[NetworkWorkload, ...]
+    passes: int
+    links: tuple[str, ...] = ()
+    link_repeats: int = 1
 
 
-def to_record(model: CostModel, fitted: Evaluation, held_out: Evaluation) -> dict[str, Any]:
-    """The calibration record: the model, and both evaluations point by point; errors are those of `held_out`.
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is measured: cases of each operation, layers, networks and passes; links, and runs on each."""
 
-    Of each workload, `measured_s` is the median run and `predicted_s` p50; `samples_s` holds all runs, `undisturbed`
-    compares the fitted seconds with the fastest. `CostModel.from_json` reads the record too.
+    cases: int
+    layers: int
+    networks: int
+    passes: int
+    links: int = 0
+    link_repeats: int = 1
+
+
+CALIBRATION = Effort(cases=12, layers=0, networks=8, passes=15)
+EVALUATIONS: Mapping[str, Effort] = {
+    "quick": Effort(cases=3, layers=6, networks=6, passes=5, links=3, link_repeats=3),
+    "full": Effort(cases=15, layers=12, networks=32, passes=18, links=13, link_repeats=9),
+}
+# Bandwidths and round-trip times that no named profile has; nothing is fitted on the unseen ones.
+CALIBRATION_LINKS = ("1gbit/1ms", "300mbit/35ms")
+UNSEEN_LINKS = (
+    *("600mbit/3ms", "2gbit/0.4ms", "250mbit/25ms", "120mbit/50ms", "1500mbit/1.5ms", "800mbit/0.7ms", "350mbit/6ms"),
+    *("150mbit/2ms", "700mbit/14ms", "60mbit/12ms", "500mbit/60ms", "40mbit/30ms", "900mbit/90ms"),
+)
+_CALIBRATION_SEED, _EVALUATION_SEED = 1, 2
+
+
+def plan(protocols: str = "crypten", effort: Effort = CALIBRATION) -> CalibrationPlan:
+    """The plan for a protocol set: a few minutes on 2 cores."""
+    cases = draw_cases(_CALIBRATION_SEED, effort.cases, LIMITS[protocols])
+    return CalibrationPlan(tuple(cases), draw_networks(_CALIBRATION_SEED, effort.networks, protocols), effort.passes)
+
+
+def evaluation_plan(
+    calibrated: CalibrationPlan, protocols: str = "crypten", wanted: Effort = EVALUATIONS["quick"]
+) -> EvaluationPlan:
+    """What to test a model on that was fitted to `calibrated`: nothing that it saw."""
+    cases = draw_cases(_EVALUATION_SEED, wanted.cases, LIMITS[protocols], calibrated.cases)
+    networks = draw_networks(_EVALUATION_SEED, wanted.networks, protocols)
+    layers, links = _LAYERS[: wanted.layers], UNSEEN_LINKS[: wanted.links]
+    return EvaluationPlan(tuple(cases), layers, networks, wanted.passes, links, wanted.link_repeats)
+
+
+_LAYERS = (
+    AttentionWorkload(("softmax",) * 3, 50, 192),
+    AttentionWorkload(("relu_softmax",) * 3, 82, 192),
+    AttentionWorkload(("scaling",) * 6, 50, 192),
+    AttentionWorkload(("softmax", "relu_softmax", "scaling"), 50, 192),
+    AttentionWorkload(("quad",) * 5, 50, 320),
+    AttentionWorkload(("linformer",) * 3, 50, 192),
+    AttentionWorkload(("softmax",) * 3, 26, 96, batch=2),
+    AttentionWorkload(("relu_softmax",) * 8, 50, 128, batch=2),
+    AttentionWorkload(("scaling",) * 5, 82, 320, batch=2),
+    AttentionWorkload(("scaling_linear",) * 3, 82, 192),
+    AttentionWorkload(("quad_noshift",) * 3, 26, 96, batch=3),
+    AttentionWorkload(("softmax", "quad_noshift"), 65, 128),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Space:
+    """Bounds of the random networks; CrypTen's take twenty times as long, so they are smaller."""
+
+    depths: tuple[int, ...]
+    images_px: tuple[int, ...]
+    dims: tuple[int, ...]
+
+
+_SPACES: Mapping[str, _Space] = {
+    "crypten": _Space((1, 2, 3), (16, 20, 24, 28), (64, 96, 128)),
+    "tuned": _Space((1, 2, 3, 4, 5, 6, 7), (16, 20, 24, 28, 32, 40), (64, 96, 128, 192, 256)),
+}
+_KINDS = ("softmax", "relu_softmax", "scaling", "quad")
+
+
+def draw_networks(seed: int, count: int, protocols: str) -> tuple[NetworkWorkload, ...]:
+    """Random vision transformers, the same for the same seed; no shape of one seed is tried for another.
+
+    They come from the spaces of the searches together: an attention kind for every head (MPCViT), depth, width, heads,
+    width of heads and of the MLP by block (ViTAS, ViT-ResNAS, UVC). One in four runs 2 or 4 images at once.
     """
-    return {
-        **model.to_json(),
-        "fit": [point.to_json() for point in fitted.points],
-        "held_out": [point.to_json() for point in held_out.points],
-        "median_error": held_out.median_error,
-        "p90_error": held_out.p90_error,
-        "undisturbed": held_out.undisturbed.to_json(),
-        "coverage": held_out.coverage,
-        "rank": {"spearman": held_out.scores.spearman, "kendall": held_out.scores.kendall},
-        "baselines": held_out.to_json()["baselines"],
-    }
+    generator, space = random.Random(seed), _SPACES[protocols]
+    networks = []
+    for number in range(count):
+        dim, image_px = generator.choice(space.dims), generator.choice(space.images_px)
+        kinds = generator.sample(_KINDS, 2)
+        activation: Activation = "gelu" if generator.random() < 2 / 3 else "relu"
+        blocks = []
+        for _ in range(generator.choice(space.depths)):
+            heads = generator.randint(1, 6 if dim > 96 else 4)
+            head_dim, mlp_width = generator.choice((16, 24, 32, 48, 64)), round(dim * generator.uniform(0.5, 4.0))
+            chosen = tuple(generator.choice(kinds) for _ in range(heads))
+            blocks.append(BlockSpec(chosen, head_dim, mlp_width, activation))
+        spec = ViTSpec(image_px, 4, dim, generator.choice((10, 100)), tuple(blocks), name=f"random-{seed}-{number}")
+        networks.append(NetworkWorkload(spec, generator.choice((1, 1, 1, generator.choice((2, 4))))))
+    return tuple(networks)
 
 
-def default_path(scheme: Scheme) -> Path:
+def default_path(scheme: Scheme, threads: int = 1) -> Path:
     """Where this user's calibration for `scheme` is kept: $XDG_CONFIG_HOME/mpc-pareto, or ~/.config/mpc-pareto."""
     folder = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     default = Scheme().to_json()
     # Options that came after the first calibrations are in the name only where they are chosen.
     parts = {k: v for k, v in scheme.to_json().items() if k not in _LATER_OPTIONS or v != default[k]}
     key = "-".join(f"{k}-{v}" if k in _LATER_OPTIONS else str(v) for k, v in parts.items())
-    return Path(folder) / "mpc-pareto" / f"calibration-{key}.json"
+    more = f"-threads-{threads}" if threads != 1 else ""
+    return Path(folder) / "mpc-pareto" / f"calibration-{key}{more}.json"
 
 
 def save_default(record: dict[str, Any], scheme: Scheme) -> Path:
@@ -249,20 +251,20 @@ def save_default(record: dict[str, Any], scheme: Scheme) -> Path:
 
     Raises ValueError where the record is of another scheme or no calibration.
     """
-    fitted_for = CostModel.from_json(record).scheme
-    if fitted_for != scheme:
-        raise ValueError(f"this calibration is for {fitted_for.label}; it cannot be the default for {scheme.label}")
-    path = default_path(scheme)
+    model = CostModel.from_json(record)
+    if model.scheme != scheme:
+        raise ValueError(f"this calibration is for {model.scheme.label}; it cannot be the default for {scheme.label}")
+    path = default_path(scheme, model.threads)
     write_json(path, record)
     return path
 
 
-def load_default(scheme: Scheme | None = None) -> CostModel | None:
+def load_default(scheme: Scheme | None = None, threads: int = 1) -> CostModel | None:
     """This user's cost model for `scheme` (the default scheme where none is given); None where nothing was calibrated.
 
     Raises and warns as `CostModel.from_json`; a file that lacks what this version needs is a ValueError too.
     """
-    path = default_path(scheme or Scheme())
+    path = default_path(scheme or Scheme(), threads)
     if not path.exists():
         return None
     try:

@@ -1,114 +1,95 @@
-"""What a trace costs, counted: the quantities that fitted seconds are proportional to."""
+"""What an operation costs, counted: the quantities that its fitted seconds are proportional to."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpc.scheme import Scheme
-from mpc.trace import Operation, Trace, operation_events, operation_traffic
-from mpc.traffic import Correlation, PhaseTraffic
+from mpc.trace import Operation, Trace, operation_events
+from mpc.traffic import WORD_BYTES, Correlation, Message
 
 Vector = NDArray[np.float64]
 
+# What a core keeps near itself, and what it still reaches without main memory; about right for any machine, and
+# where it is not, the coefficients of the parts below and above come out alike.
+_NEAR_BYTES = 300_000
+_FAR_BYTES = 3_000_000
+
 UNITS: dict[str, str] = {
-    "rounds": "messages that the busiest party waits for",
-    "sent_bytes": "online bytes that the busiest party sends",
+    "operations": "1 for every operation of the table",
+    "rounds": "messages that a party waits for",
     "ring_bytes": "payload that opens ring elements: products, squares, truncations, bits",
     "binary_bytes": "payload that opens single bits: operands of conjunctions, of which comparisons are made",
-    "dealer_bytes": "bytes that a seed-compressing dealer sends",
-    "correlations": "correlations used up",
     "macs": "multiply-accumulates of linear layers, convolutions and matrix products",
-    "operations": "operations of the table, free ones included",
+    "input_elements": "elements of all operands",
+    "output_elements": "elements of the result",
+    "far_bytes": f"bytes sent and made beyond {_NEAR_BYTES:,} in one operation: no longer in a core's own cache",
+    "memory_bytes": f"bytes sent and made beyond {_FAR_BYTES:,} in one operation: in main memory",
+    "correlations": "correlations used up",
+    "dealer_bytes": "bytes that a seed-compressing dealer sends",
 }
+ONLINE_FEATURES = tuple(UNITS)[:9]
+DEALER_FEATURES = ("correlations", "dealer_bytes", "ring_bytes", "binary_bytes", "macs")
 
 
-@dataclass(frozen=True, slots=True)
-class Features:
-    """Counts of a trace under one scheme. Linear: the features of two traces in a row are the sum of theirs.
-
-    `online` keeps a value per party, because the busiest party of a sum need not be the busiest of its terms. Every
-    other field is described in UNITS.
-    """
-
-    online: PhaseTraffic
-    ring_bytes: int
-    binary_bytes: int
-    dealer_bytes: int
-    correlations: int
-    macs: int
-    operations: int
-
-    @classmethod
-    def zero(cls, parties: int) -> Features:
-        """Features of the empty trace."""
-        return cls(PhaseTraffic.zero(parties), 0, 0, 0, 0, 0, 0)
-
-    def __add__(self, other: Features) -> Features:
-        return Features(
-            self.online + other.online,
-            self.ring_bytes + other.ring_bytes,
-            self.binary_bytes + other.binary_bytes,
-            self.dealer_bytes + other.dealer_bytes,
-            self.correlations + other.correlations,
-            self.macs + other.macs,
-            self.operations + other.operations,
-        )
-
-    @property
-    def rounds(self) -> int:
-        """Messages that the busiest party waits for."""
-        return max(self.online.rounds)
-
-    @property
-    def hops(self) -> int:
-        """Nominal one-way delays that the busiest party waits for; no feature of compute, so not in UNITS."""
-        return max(self.online.hops)
-
-    @property
-    def sent_bytes(self) -> int:
-        """Online bytes that the busiest party sends."""
-        return max(self.online.bytes)
-
-    def vector(self, names: Sequence[str]) -> Vector:
-        """The named features, in that order."""
-        return np.array([getattr(self, name) for name in names], dtype=np.float64)
+def counts(operation: Operation, scheme: Scheme) -> Vector:
+    """The features of one operation under `scheme`, in the order of UNITS. Not to be written to."""
+    return _counts(Operation(operation.op, operation.operands, operation.output, operation.attributes), scheme)
 
 
-def features(trace: Trace, scheme: Scheme) -> Features:
-    """Features of `trace` under `scheme`."""
-    total = Features.zero(scheme.parties)
-    for operation in trace.operations:
-        anywhere = Operation(operation.op, operation.operands, operation.output, operation.attributes)
-        total += _operation_features(anywhere, scheme)
-    return total
+def trace_counts(trace: Trace, scheme: Scheme) -> Vector:
+    """Features of a trace: the sums over its operations."""
+    rows = [counts(operation, scheme) for operation in trace.operations]
+    return np.asarray(np.sum(rows, axis=0)) if rows else np.zeros(len(UNITS))
 
 
 @lru_cache(maxsize=100_000)
-def _operation_features(operation: Operation, scheme: Scheme) -> Features:
-    events = operation_events(operation, scheme)
-    correlations = [event for event in events if isinstance(event, Correlation)]
+def _counts(operation: Operation, scheme: Scheme) -> Vector:
+    rounds = ring_bytes = binary_bytes = correlations = dealer_bytes = 0
     opens_bits = False
-    ring_bytes = binary_bytes = 0
-    for event in events:
+    for event in operation_events(operation, scheme):
         if isinstance(event, Correlation):
             opens_bits = event.kind == "and"  # under CrypTen, one is drawn just before the message that uses it
+            correlations += 1
+            dealer_bytes += event.dealer_bytes
         elif event.phase == "online":
             payload_bytes = sum(event.payload_bytes)
+            rounds += 1
             if event.collective == "open_bits" or opens_bits:
                 binary_bytes += payload_bytes
             else:
                 ring_bytes += payload_bytes
-    return Features(
-        online=operation_traffic(operation, scheme).online,
-        ring_bytes=ring_bytes,
-        binary_bytes=binary_bytes,
-        dealer_bytes=sum(correlation.dealer_bytes for correlation in correlations),
-        correlations=len(correlations),
-        macs=Trace((operation,)).macs,
-        operations=1,
+    touched_bytes = ring_bytes + binary_bytes + WORD_BYTES * operation.elements
+    vector = np.array(
+        [
+            1,
+            rounds,
+            ring_bytes,
+            binary_bytes,
+            Trace((operation,)).macs,
+            sum(operand.elements for operand in operation.operands),
+            operation.elements,
+            max(0, touched_bytes - _NEAR_BYTES),
+            max(0, touched_bytes - _FAR_BYTES),
+            correlations,
+            dealer_bytes,
+        ],
+        dtype=np.float64,
     )
+    vector.flags.writeable = False
+    return vector
+
+
+def largest_message_bytes(operation: Operation, scheme: Scheme) -> int:
+    """Payload of the operation's largest online message, all its tensors together; 0 where it sends none."""
+    messages = (e for e in operation_events(operation, scheme) if isinstance(e, Message) and e.phase == "online")
+    return max((sum(message.payload_bytes) for message in messages), default=0)
+
+
+def model_key(operation: Operation) -> str:
+    """The operations that are fitted together: of one row, with second operands that the same parties can see."""
+    seen = "+".join(sorted({operand.visibility for operand in operation.operands[1:2]}))
+    return f"{operation.op} {seen}".strip()

@@ -1,10 +1,7 @@
-"""Seconds of a trace: fitted compute + hops x one-way delay + bytes / bandwidth.
+"""Seconds of a trace: fitted compute of every operation + hops x one-way delay + bytes / bandwidth + slow start.
 
 Only compute is fitted, on loopback, where it is everything that the parties' processes do: arithmetic, Python, and
 handing tensors to the transport. Rounds, bytes and hops are counted.
-
-Whatever else runs on a machine only ever adds time, and adds it unevenly. So coefficients are fitted to the fastest of
-each workload's runs, and what usual runs take beyond that is kept as quantiles of their ratio to the prediction.
 """
 
 from __future__ import annotations
@@ -13,159 +10,251 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from scipy.optimize import nnls
+from numpy.typing import NDArray
 
-from bench.machine import this_machine
-from cost_models.features import UNITS, Features, Vector, features
+from cost_models.features import UNITS, Vector, counts, largest_message_bytes, model_key
+from mpc.congestion import LINUX, ramp_s
 from mpc.network import LOOPBACK, NetworkProfile
 from mpc.scheme import Scheme
-from mpc.trace import Trace
+from mpc.trace import Operation, Trace, operation_traffic
+from mpc.traffic import PhaseTraffic
 
-Quantiles = tuple[float, float, float]
-
-SCHEMA = 1
+SCHEMA = 2
 RECORD = "calibration"
+POOLED = ""  # key of the coefficients for operations that were not in the sweep
 
-# Splitting rounds and bytes further fits one machine better on one day and worse on the next.
-ONLINE_FEATURES = ("rounds", "ring_bytes", "binary_bytes", "macs", "operations")
-DEALER_FEATURES = ("correlations", "dealer_bytes", "ring_bytes", "binary_bytes", "macs")
-
-_ROBUST_STEPS = 20
-_ROBUST_RELATIVE = 0.05  # residuals beyond this weigh by their size, not its square (Huber)
+Coefficients = Mapping[str, float]
+Numbers = TypeVar("Numbers", float, NDArray[np.float64])
 
 
 class MachineWarning(UserWarning):
     """A cost model was fitted on another machine: rounds and bytes still hold, its seconds may not."""
 
 
-@dataclass(frozen=True)
-class Observation:
-    """One workload that was run: its trace and seconds of every repeat, `online_s` of the slowest party.
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one pass over some operations costs; costs of operations in a row add up, but for the largest message.
 
-    `what` and `shape` name it in records. `heads` holds, where that makes sense, traces of its heads one by one, for
-    the baseline that sums over heads. Raises ValueError without repeats or for seconds that are not positive.
+    `compute_s` is fitted, of the slowest party on loopback; `compute_s2` is the sum of its squares over operations,
+    which says how far their errors can cancel. `largest_bytes` is the payload of the largest online message.
     """
 
-    what: str
-    shape: str
-    trace: Trace
-    scheme: Scheme
-    online_s: tuple[float, ...]
-    dealer_s: tuple[float, ...] = ()
-    network: NetworkProfile = LOOPBACK
-    heads: tuple[Trace, ...] = ()
+    compute_s: float
+    compute_s2: float
+    operations: int
+    online: PhaseTraffic
+    largest_bytes: int
 
-    def __post_init__(self) -> None:
-        if not self.online_s or not all(math.isfinite(s) and s > 0 for s in self.online_s):
-            raise ValueError(f"{self.what} {self.shape}: online_s must hold positive seconds, got {self.online_s}")
-        if not all(math.isfinite(s) and s >= 0 for s in self.dealer_s):
-            raise ValueError(f"{self.what} {self.shape}: dealer_s must hold seconds >= 0, got {self.dealer_s}")
+    @classmethod
+    def zero(cls, parties: int) -> Cost:
+        """Nothing at all."""
+        return cls(0.0, 0.0, 0, PhaseTraffic.zero(parties), 0)
 
-    @property
-    def undisturbed_s(self) -> float:
-        """Online seconds of the fastest repeat."""
-        return min(self.online_s)
-
-    @property
-    def median_s(self) -> float:
-        """Median online seconds over the repeats."""
-        return median(self.online_s)
-
-    @property
-    def features(self) -> Features:
-        """Features of the trace under the scheme that it was run with."""
-        return features(self.trace, self.scheme)
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.compute_s + other.compute_s,
+            self.compute_s2 + other.compute_s2,
+            self.operations + other.operations,
+            self.online + other.online,
+            max(self.largest_bytes, other.largest_bytes),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Predicted seconds of one run: median and 90 % interval on a machine as busy as it was when it was calibrated.
+    """Predicted seconds of one workload: median, 50 % (p25 to p75) and 90 % (p05 to p95) intervals.
 
-    `compute_s`, `delay_s` and `transfer_s` add up to `undisturbed_s`, what the run takes with the machine to itself.
+    The intervals are for the median of some runs of a workload that was not fitted, on the machine as busy as it was
+    when it was calibrated. `compute_s`, `delay_s` and `transfer_s` add up to the median.
     """
 
     p50_s: float
     p05_s: float
+    p25_s: float
+    p75_s: float
     p95_s: float
     compute_s: float
     delay_s: float
     transfer_s: float
 
-    @property
-    def undisturbed_s(self) -> float:
-        """Seconds of the run on a machine that does nothing else."""
-        return self.compute_s + self.delay_s + self.transfer_s
-
     def to_json(self) -> dict[str, float]:
         """Plain values for a record."""
         parts = {"compute_s": self.compute_s, "delay_s": self.delay_s, "transfer_s": self.transfer_s}
-        return {"p50": self.p50_s, "p05": self.p05_s, "p95": self.p95_s, **parts}
+        quantiles = {"p05": self.p05_s, "p25": self.p25_s, "p75": self.p75_s, "p95": self.p95_s}
+        return {"p50": self.p50_s, **quantiles, **parts}
+
+
+QUANTILES = (0.05, 0.25, 0.75, 0.95)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How far the logarithm of measured seconds lies from that of predicted ones.
+
+    Its scale is sqrt(common^2 + independent^2 sum(w^2) + (jitter_s / seconds)^2), w being each operation's share of
+    compute: what all operations share, what cancels between them, and what a short run cannot average out. `scores` are
+    the QUANTILES of residual / scale on workloads that were left out of the fit (conformal prediction, so that
+    intervals hold whatever the distribution). Raises ValueError for negative scales or quantiles out of order.
+    """
+
+    common: float
+    independent: float
+    jitter_s: float
+    scores: tuple[float, float, float, float]
+
+    def __post_init__(self) -> None:
+        if min(self.common, self.independent, self.jitter_s) < 0 or sorted(self.scores) != list(self.scores):
+            raise ValueError(f"a spread has scales >= 0 and quantiles in order, got {self}")
+
+    def scale(self, compute_s: float, shares2: float) -> float:
+        """The scale of the log residual of compute; `shares2` is sum(w^2), 1 for one operation."""
+        if compute_s <= 0:
+            return 0.0
+        return math.sqrt(self.common**2 + self.independent**2 * shares2 + (self.jitter_s / compute_s) ** 2)
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Seconds per unit of each feature (UNITS), for one scheme on one machine.
+    """Seconds per unit of each feature (UNITS) for every kind of operation, for one scheme on one machine.
 
-    Coefficients predict undisturbed compute; `residuals` are the 5, 50 and 95 % quantiles of measured / predicted over
-    all runs of workloads left out of the fit. Raises ValueError for an unknown feature, a negative coefficient, or
-    quantiles out of order.
+    `operations` holds coefficients by `model_key`, those of unswept operations under POOLED, of operations alone, run
+    again and again; a network takes `start_s` and `factor` times their sum, because it starts cold and its operations
+    find the caches as others left them. `wake_s` is what a process takes to resume for every message that came from
+    afar; `threads` is that of each party. Raises ValueError for an unknown feature or a negative coefficient.
     """
 
-    coefficients: Mapping[str, float]
+    operations: Mapping[str, Coefficients]
     scheme: Scheme
     machine: Mapping[str, Any]
-    residuals: Quantiles
-    dealer_coefficients: Mapping[str, float] = field(default_factory=dict)
-    dealer_residuals: Quantiles = (1.0, 1.0, 1.0)
+    spread: Spread
+    start_s: float = 0.0
+    factor: float = 1.0
+    wake_s: float = 0.0
+    threads: int = 1
+    dealer: Coefficients = field(default_factory=dict)
+    link_spread: float = 0.05
+    _costs: dict[Operation, Cost] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, seconds in (*self.coefficients.items(), *self.dealer_coefficients.items()):
-            if name not in UNITS:
-                raise ValueError(f"unknown feature {name!r}; known: {', '.join(UNITS)}")
-            if not (math.isfinite(seconds) and seconds >= 0):
-                raise ValueError(f"the coefficient of {name} must be >= 0 seconds, got {seconds}")
-        for quantiles in (self.residuals, self.dealer_residuals):
-            if len(quantiles) != 3 or quantiles[0] < 0 or sorted(quantiles) != list(quantiles):
-                raise ValueError(f"residuals are 5, 50 and 95 % quantiles in order, got {quantiles}")
+        if POOLED not in self.operations:
+            raise ValueError("a cost model needs pooled coefficients, for operations that were not in the sweep")
+        for coefficients in (*self.operations.values(), self.dealer):
+            for name, seconds in coefficients.items():
+                if name not in UNITS:
+                    raise ValueError(f"unknown feature {name!r}; known: {', '.join(UNITS)}")
+                if not (math.isfinite(seconds) and seconds >= 0):
+                    raise ValueError(f"the coefficient of {name} must be >= 0 seconds, got {seconds}")
+
+    def operation_s(self, operation: Operation) -> float:
+        """Fitted seconds of one operation on loopback, run by itself again and again."""
+        coefficients = self.operations.get(model_key(operation), self.operations[POOLED])
+        return weighted(coefficients, counts(operation, self.scheme))
+
+    def alone(self, operation: Operation) -> Estimate:
+        """Online seconds of one operation on loopback, run by itself again and again, with intervals."""
+        seconds = self.operation_s(operation)
+        return self._estimate(seconds, self.spread.scale(seconds, 1.0), 0.0, 0.0)
+
+    def cost(self, trace: Trace) -> Cost:
+        """What one pass of `trace` costs, for any network: add costs, then ask `seconds_of`."""
+        total_s = total_s2 = 0.0
+        online, largest_bytes = PhaseTraffic.zero(self.scheme.parties), 0
+        for operation in trace.operations:
+            one = self._cost_of(operation)
+            total_s, total_s2 = total_s + one.compute_s, total_s2 + one.compute_s2
+            online, largest_bytes = online + one.online, max(largest_bytes, one.largest_bytes)
+        return Cost(total_s, total_s2, len(trace.operations), online, largest_bytes)
+
+    def _cost_of(self, operation: Operation) -> Cost:
+        anywhere = Operation(operation.op, operation.operands, operation.output, operation.attributes)
+        if anywhere not in self._costs:
+            seconds = self.factor * self.operation_s(anywhere)
+            online = operation_traffic(anywhere, self.scheme).online
+            largest = largest_message_bytes(anywhere, self.scheme)
+            self._costs[anywhere] = Cost(seconds, seconds**2, 1, online, largest)
+        return self._costs[anywhere]
 
     def seconds(self, trace: Trace, scheme: Scheme, network: NetworkProfile) -> Estimate:
-        """Online seconds of one run of `trace` on `network`.
+        """Online seconds of one run of `trace` on `network`; ValueError where the model is of another scheme."""
+        self.demand(scheme)
+        return self.seconds_of(self.cost(trace), network)
 
-        The interval covers a run of a workload that was not fitted; it says nothing about the link, taken as stated.
-        Raises ValueError where the model was fitted for another scheme.
+    def seconds_of(self, cost: Cost, network: NetworkProfile) -> Estimate:
+        """Online seconds of what costs `cost` on `network`.
+
+        The interval of compute is that of calibration; that of the link is `link_spread` either way, the error of the
+        replay law on links that were measured.
         """
-        self._demand(scheme)
-        counted = features(trace, scheme)
-        compute_s = _weighted(self.coefficients, counted)
-        delay_s, transfer_s = network.link_s(counted.hops, 0), network.link_s(0, counted.sent_bytes)
-        return _estimate(compute_s, delay_s, transfer_s, self.residuals)
+        online = cost.online
+        delay_s, transfer_s = self._link_s(
+            float(max(online.hops)), float(max(online.bytes)), float(max(online.rounds)), cost.largest_bytes, network
+        )
+        seconds = self.start_s + cost.compute_s
+        shares2 = cost.compute_s2 / cost.compute_s**2 if cost.compute_s > 0 else 0.0
+        return self._estimate(seconds, self.spread.scale(seconds, shares2), delay_s, transfer_s)
 
-    def dealer_seconds(self, trace: Trace, scheme: Scheme) -> Estimate:
+    def _estimate(self, compute_s: float, scale: float, delay_s: float, transfer_s: float) -> Estimate:
+        low_s, lower_s, upper_s, high_s = (
+            compute_s * math.exp(score * scale) + (delay_s + transfer_s) * math.exp(side * self.link_spread)
+            for score, side in zip(self.spread.scores, (-1.0, -0.41, 0.41, 1.0), strict=True)
+        )
+        middle_s = compute_s + delay_s + transfer_s
+        return Estimate(middle_s, low_s, lower_s, upper_s, high_s, compute_s, delay_s, transfer_s)
+
+    def p50_of(
+        self,
+        compute_s: Numbers,
+        hops: Numbers,
+        sent_bytes: Numbers,
+        rounds: Numbers,
+        largest_bytes: Numbers,
+        network: NetworkProfile,
+    ) -> Numbers:
+        """The median of `seconds_of`, of the busiest party's sums: floats, or arrays of many networks."""
+        delay_s, transfer_s = self._link_s(hops, sent_bytes, rounds, largest_bytes, network)
+        return self.start_s + compute_s + delay_s + transfer_s
+
+    def _link_s(
+        self, hops: Numbers, sent_bytes: Numbers, rounds: Numbers, largest_bytes: Any, network: NetworkProfile
+    ) -> tuple[Numbers, Numbers]:
+        """Seconds of delay and of transfer that a link adds; loopback adds nothing."""
+        if network == LOOPBACK:
+            return hops * 0.0, sent_bytes * 0.0
+        delay_s = hops * network.one_way_delay_s + rounds * self.wake_s
+        transfer_s = sent_bytes / (network.bytes_per_s * LINUX.payload_share) + _ramps_s(network, largest_bytes)
+        return delay_s, transfer_s
+
+    def dealer_seconds(self, trace: Trace, scheme: Scheme) -> float:
         """Seconds of the dealer's work for one run of `trace` on loopback, no part of the online seconds.
 
         Raises ValueError where the model was fitted for another scheme or without dealer seconds.
         """
-        self._demand(scheme)
-        if not self.dealer_coefficients:
+        self.demand(scheme)
+        if not self.dealer:
             raise ValueError("this cost model was fitted without dealer seconds; calibrate again to have them")
-        return _estimate(_weighted(self.dealer_coefficients, features(trace, scheme)), 0.0, 0.0, self.dealer_residuals)
+        return sum(weighted(self.dealer, counts(operation, scheme)) for operation in trace.operations)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a record, schema first."""
+        spread = {name: getattr(self.spread, name) for name in ("common", "independent", "jitter_s")}
         return {
             "schema": SCHEMA,
             "record": RECORD,
-            "coefficients": dict(self.coefficients),
-            "dealer_coefficients": dict(self.dealer_coefficients),
-            "residuals": list(self.residuals),
-            "dealer_residuals": list(self.dealer_residuals),
+            "operations": {key: dict(coefficients) for key, coefficients in self.operations.items()},
+            "dealer": dict(self.dealer),
+            "start_s": self.start_s,
+            "factor": self.factor,
+            "wake_s": self.wake_s,
+            "spread": {**spread, "scores": list(self.spread.scores)},
+            "link_spread": self.link_spread,
+            "threads": self.threads,
             "scheme": self.scheme.to_json(),
             "machine": dict(self.machine),
         }
@@ -179,13 +268,19 @@ class CostModel:
         if record.get("schema") != SCHEMA or record.get("record") != RECORD:
             found = f"schema {record.get('schema')!r}, record {record.get('record')!r}"
             raise ValueError(f"not a calibration of schema {SCHEMA}: {found}; calibrate again with this version")
+        spread = dict(record["spread"])
+        low, lower, upper, high = spread.pop("scores")
         model = cls(
-            coefficients=dict(record["coefficients"]),
+            operations={key: dict(coefficients) for key, coefficients in record["operations"].items()},
             scheme=Scheme(**record["scheme"]),
             machine=dict(record["machine"]),
-            residuals=_quantiles(record["residuals"]),
-            dealer_coefficients=dict(record["dealer_coefficients"]),
-            dealer_residuals=_quantiles(record["dealer_residuals"]),
+            spread=Spread(**spread, scores=(low, lower, upper, high)),
+            start_s=record["start_s"],
+            factor=record["factor"],
+            wake_s=record["wake_s"],
+            threads=record["threads"],
+            dealer=dict(record["dealer"]),
+            link_spread=record["link_spread"],
         )
         model._warn_of_other_machine()
         return model
@@ -199,7 +294,8 @@ class CostModel:
         """The model of a file written by `save` or of a calibration.json; raises and warns as `from_json`."""
         return cls.from_json(json.loads(Path(path).read_text()))
 
-    def _demand(self, scheme: Scheme) -> None:
+    def demand(self, scheme: Scheme) -> None:
+        """Raises ValueError where the model was fitted for another scheme."""
         if scheme == self.scheme:
             return
         mine, asked = self.scheme.to_json(), scheme.to_json()
@@ -209,6 +305,8 @@ class CostModel:
         )
 
     def _warn_of_other_machine(self) -> None:
+        from bench.machine import this_machine
+
         here = this_machine().label
         if self.machine.get("label") != here:
             there = self.machine.get("label", "an unnamed machine")
@@ -216,35 +314,27 @@ class CostModel:
             warnings.warn(message, MachineWarning, stacklevel=4)
 
 
-def fit(observations: Sequence[Observation], machine: Mapping[str, Any] | None = None) -> CostModel:
-    """The cost model that explains `observations`, all on loopback under one scheme.
-
-    Non-negative least squares on relative error, reweighted so that a few disturbed workloads do not bend it (Huber).
-    Quantiles come from leaving each observation out in turn. The dealer is fitted where every observation has dealer
-    seconds. `machine` is that of the observations, this one by default. Raises ValueError for unfit observations.
-    """
-    _demand_comparable(observations)
-    counted = [o.features for o in observations]
-    online = [o.online_s for o in observations]
-    coefficients, residuals = _fit_named(counted, online, ONLINE_FEATURES)
-    dealer: tuple[dict[str, float], Quantiles] = ({}, (1.0, 1.0, 1.0))
-    if all(o.dealer_s and min(o.dealer_s) > 0 for o in observations):
-        dealer = _fit_named(counted, [o.dealer_s for o in observations], DEALER_FEATURES)
-    where = this_machine().to_json() if machine is None else machine
-    return CostModel(coefficients, observations[0].scheme, where, residuals, *dealer)
+def _ramps_s(network: NetworkProfile, largest_bytes: Any) -> Any:
+    """`ramp_s` of one size, or of each of many, few of them different."""
+    if np.ndim(largest_bytes) == 0:
+        return _ramp_s(network, float(largest_bytes))
+    different, places = np.unique(largest_bytes, return_inverse=True)
+    return np.array([_ramp_s(network, float(size)) for size in different])[places.reshape(np.shape(largest_bytes))]
 
 
-def nonnegative_relative(matrix: Vector, measured_s: Vector) -> Vector:
-    """Non-negative c that minimises the Huber loss of (matrix c - measured) / measured, by reweighted least squares."""
-    relative = matrix / measured_s[:, None]
-    column_norms = np.linalg.norm(relative, axis=0)
-    scaled = relative / np.where(column_norms > 0, column_norms, 1.0)
-    weights = np.ones(len(measured_s))
-    for _ in range(_ROBUST_STEPS):
-        solution, _residual_norm = nnls(scaled * weights[:, None], weights)
-        residuals = np.abs(scaled @ solution - 1)
-        weights = np.sqrt(np.minimum(1.0, _ROBUST_RELATIVE / np.maximum(residuals, 1e-12)))
-    return np.asarray(np.where(column_norms > 0, solution / np.where(column_norms > 0, column_norms, 1.0), 0.0))
+_ramp_s = lru_cache(maxsize=10_000)(ramp_s)
+_PLACES = {name: place for place, name in enumerate(UNITS)}
+
+
+def weighted(coefficients: Coefficients, counted: Vector) -> float:
+    """Seconds of counted features."""
+    return float(sum(seconds * counted[_PLACES[name]] for name, seconds in coefficients.items()))
+
+
+@lru_cache(maxsize=1)
+def feature_places() -> Mapping[str, int]:
+    """Where each feature stands in a vector of counts."""
+    return _PLACES
 
 
 def write_json(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
@@ -254,48 +344,3 @@ def write_json(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
     partial.replace(path)
-
-
-def _fit_named(
-    counted: Sequence[Features], samples_s: Sequence[tuple[float, ...]], names: Sequence[str]
-) -> tuple[dict[str, float], Quantiles]:
-    """Coefficients by name, and quantiles of sample / prediction with each observation left out in turn."""
-    matrix = np.array([f.vector(names) for f in counted])
-    measured_s = np.array([min(s) for s in samples_s])
-    solution = nonnegative_relative(matrix, measured_s)
-    ratios: list[float] = []
-    for left_out, samples in enumerate(samples_s):
-        kept = np.arange(len(measured_s)) != left_out
-        predicted_s = matrix[left_out] @ nonnegative_relative(matrix[kept], measured_s[kept])
-        ratios += [sample / predicted_s for sample in samples if predicted_s > 0]
-    low, middle, high = np.quantile(ratios, (0.05, 0.5, 0.95))
-    return dict(zip(names, solution.tolist(), strict=True)), (float(low), float(middle), float(high))
-
-
-def _demand_comparable(observations: Sequence[Observation]) -> None:
-    if len(observations) < 2:
-        raise ValueError(
-            f"a fit needs at least 2 observations, got {len(observations)}; run the whole calibration plan"
-        )
-    schemes = {o.scheme for o in observations}
-    if len(schemes) > 1:
-        raise ValueError(f"observations of {len(schemes)} schemes cannot be fitted together; fit one model for each")
-    links = {o.network.name for o in observations if o.network != LOOPBACK}
-    if links:
-        raise ValueError(
-            f"compute is fitted on loopback, not on {', '.join(sorted(links))}; leave those for the evaluation"
-        )
-
-
-def _weighted(coefficients: Mapping[str, float], counted: Features) -> float:
-    return float(sum(seconds * getattr(counted, name) for name, seconds in coefficients.items()))
-
-
-def _estimate(compute_s: float, delay_s: float, transfer_s: float, residuals: Quantiles) -> Estimate:
-    low_s, middle_s, high_s = (ratio * compute_s + delay_s + transfer_s for ratio in residuals)
-    return Estimate(middle_s, low_s, high_s, compute_s, delay_s, transfer_s)
-
-
-def _quantiles(values: Sequence[float]) -> Quantiles:
-    low, middle, high = values
-    return float(low), float(middle), float(high)

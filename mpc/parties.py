@@ -23,6 +23,10 @@ from mpc.party import Place, party_main
 from mpc.scheme import Scheme
 from mpc.transport import PeerClosedError
 
+GLOO_HIDES_HOPS = (
+    "gloo's collectives hide their hops, so that no stamps of ours can emulate a network under them: "
+    "use transport direct, or a shaped link"
+)
 _START_DEADLINE_S = 120.0
 _GRACE_S = 0.5  # after the first sign of failure, how long to look for its cause at the other parties
 _PEER_CLOSED = f"{PeerClosedError.__module__}.{PeerClosedError.__qualname__}:"
@@ -39,9 +43,9 @@ class PartyError(RuntimeError):
 class Parties:
     """Party processes for schemes that agree in name, parties, dealer and transport; two over gloo and TFP by default.
 
-    Use as a context manager. `wire` says where the processes stand (default: all on loopback), `tls` holds the files of
-    each process where direct links are to be encrypted. Raises PartyError where a party fails, dies or is silent beyond
-    the deadline; all processes are gone by then.
+    Use as a context manager. `wire` says where the processes stand (default: all on loopback) and what network is
+    emulated between them, `tls` holds the files of each process where direct links are to be encrypted. Raises
+    PartyError where a party fails, dies or is silent beyond the deadline; all processes are gone by then.
     """
 
     def __init__(
@@ -70,6 +74,8 @@ class Parties:
                 raise ValueError(f"{what} for {len(given)} processes, but {self.scheme.label} has more")
         if self._tls and self.scheme.transport != "direct":
             raise ValueError("gloo has no TLS here; use transport direct")
+        if wire.stamped is not None and self.scheme.transport != "direct":
+            raise ValueError(GLOO_HIDES_HOPS)
         if self.scheme.transport == "direct":
             for number in range(self._processes_wanted):
                 demand_tls(wire.hosts[number], self._tls[number] if self._tls else None, bool(wire.namespaces))
@@ -99,6 +105,11 @@ class Parties:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each process."""
+        return self._threads
 
     @property
     def running(self) -> bool:

@@ -10,16 +10,19 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.attention import AttentionShape
-from cost_models.calibration import AttentionWorkload, CalibrationPlan, NetworkWorkload
+from cost_models.calibration import AttentionWorkload, CalibrationPlan, EvaluationPlan, NetworkWorkload
+from cost_models.sweep import Limits, draw_cases
 from demo import DemoSettings, demo
 from models.spec import BlockSpec, ViTSpec
 from nas.settings import DEMO_SEARCH, DEMO_TEACHER
 
 SPEC = ViTSpec(32, 8, 16, 10, (BlockSpec(("softmax",) * 2, 8, 16),) * 2, name="tiny")
-FIT = tuple(
-    AttentionWorkload((kind,) * 2, tokens, dim)
-    for kind in ("softmax", "relu_softmax", "scaling")
-    for tokens, dim in ((9, 16), (17, 32))
+PLAN = CalibrationPlan(tuple(draw_cases(1, 4, Limits(2000, 100_000))), (NetworkWorkload(SPEC),) * 2, passes=2)
+TEST = EvaluationPlan(
+    tuple(draw_cases(2, 1, Limits(2000, 100_000), PLAN.cases)),
+    (AttentionWorkload(("softmax",) * 2, 9, 16),),
+    (NetworkWorkload(SPEC.with_kinds("scaling")),) * 2,
+    passes=2,
 )
 ONE_EPOCH = replace(DEMO_TEACHER, epochs=2)
 SETTINGS = DemoSettings(
@@ -29,7 +32,8 @@ SETTINGS = DemoSettings(
     seeds=(0,),
     shape=AttentionShape(9, 16, 2),
     repeats=2,
-    plan=CalibrationPlan(FIT, (NetworkWorkload(SPEC.with_kinds("scaling")),), passes=2),
+    plan=PLAN,
+    test=TEST,
     teacher=ONE_EPOCH,
     search=replace(DEMO_SEARCH, epochs=2),
     retrain=ONE_EPOCH,

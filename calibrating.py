@@ -1,0 +1,236 @@
+"""Calibration on real parties: run a plan, fit a cost model, keep it, and only then measure what it is tested on."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.disturbance import Disturbance
+from bench.link_runs import LinkMeasurement, link_workloads, measure_links, together_s
+from bench.machine import this_machine
+from bench.running import ranges_for
+from bench.secure_run import SecureRun, run_module
+from bench.shaped_link import why_not
+from cost_models.calibration import CALIBRATION_LINKS, CalibrationPlan, EvaluationPlan, Workload
+from cost_models.evaluation import Evaluation, Point, evaluate, scored
+from cost_models.fitting import fit
+from cost_models.linear import CostModel
+from cost_models.observations import Observation, OperationSamples, operation_seconds
+from cost_models.replay import fit_wake, replay
+from cost_models.sweep import Case, Sweep, number_of
+from mpc.network import network
+from mpc.parties import Parties
+from mpc.ranges import NOTHING_DECLARED, Ranges
+from mpc.reading import shape_reading
+from mpc.scheme import Scheme
+from mpc.trace import Trace
+
+Record = dict[str, Any]
+OnRun = Callable[[int, int, str], None]
+OnFrozen = Callable[[Record], None]
+CALIBRATION_LINK_REPEATS = 3
+
+
+def calibrate(
+    parties: Parties,
+    plan: CalibrationPlan,
+    test: EvaluationPlan | None,
+    on_run: OnRun = lambda *_: None,
+    on_frozen: OnFrozen = lambda _: None,
+    links: bool = False,
+) -> Record:
+    """Run `plan` on `parties`, fit the cost model, and test it on what is measured afterwards; the calibration record.
+
+    `on_frozen` is given the record as soon as the model is fitted, before anything of the test has run. With `links`,
+    resuming after a distant message is fitted, and tested, on emulated links too, where this machine can have them.
+    """
+    scheme = parties.scheme
+    others, started_s = Disturbance(parties.process_ids), time.monotonic()
+    fitted = measure(parties, scheme, plan.cases, plan.networks, plan.passes, on_run)
+    model = fit(fitted.samples, fitted.observations, scheme, this_machine().to_json(), parties.threads)
+    links = links and why_no_links(scheme) is None
+    if links:
+        model = with_links(model, CALIBRATION_LINKS, on_run)
+    record = {
+        **model.to_json(),
+        "calibration_s": time.monotonic() - started_s,
+        "frozen_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "others_share": others.share(),
+        "evaluation": {},
+    }
+    on_frozen(record)
+    if test is None:
+        return record
+    started_s = time.monotonic()
+    evaluations = test_model(parties, model, test, fitted, on_run)
+    if links:
+        evaluations |= test_links(model, test.links, test.link_repeats, on_run)
+    groups = {group: evaluation.to_json() for group, evaluation in evaluations.items()}
+    seconds = time.monotonic() - started_s
+    return {**record, "evaluation": groups, "evaluation_s": seconds, "others_share": others.share()}
+
+
+def test_model(
+    parties: Parties, model: CostModel, test: EvaluationPlan, fitted: Measured, on_run: OnRun = lambda *_: None
+) -> dict[str, Evaluation]:
+    """Measure what `model` was not fitted to, and compare, by group of workloads."""
+    workloads: list[Workload] = [*test.layers, *test.networks]
+    seen = measure(parties, model.scheme, test.cases, workloads, test.passes, on_run)
+    alone = [_alone(sample, model.scheme) for sample in seen.samples]
+    known = [_alone(sample, model.scheme) for sample in fitted.samples]
+    layers, networks = seen.observations[: len(test.layers)], seen.observations[len(test.layers) :]
+    groups = {
+        "operations": (alone, known),
+        "layers": (layers, fitted.observations),
+        "networks": (networks, fitted.observations),
+    }
+    return {name: evaluate(model, points, fits) for name, (points, fits) in groups.items() if points}
+
+
+def why_no_links(scheme: Scheme) -> str | None:
+    """Why this machine cannot emulate links for `scheme`, in one line; None where it can."""
+    return None if scheme.transport == "direct" else why_not()
+
+
+def with_links(model: CostModel, links: Sequence[str], on_run: OnRun = lambda *_: None) -> CostModel:
+    """The model with what resuming after a distant message costs, and how far replay is off, on `links`."""
+    workloads = link_workloads(model.scheme, ("scaling", "relu_softmax"))
+    profiles = [network(name) for name in links]
+    measured = measure_links(model.scheme, profiles, CALIBRATION_LINK_REPEATS, workloads, on_run=on_run)
+    seconds = [statistics.median(one.samples_s) for one in measured]
+    wake_s = fit_wake((one.logs, one.network, median_s) for one, median_s in zip(measured, seconds, strict=True))
+    replayed_s = [together_s(replay(one.logs, one.network, wake_s=wake_s).logs) for one in measured]
+    errors = sorted(abs(math.log(m / r)) for m, r in zip(seconds, replayed_s, strict=True))
+    return replace(model, wake_s=wake_s, link_spread=errors[-1], _costs={})
+
+
+def test_links(
+    model: CostModel, links: Sequence[str], repeats: int, on_run: OnRun = lambda *_: None
+) -> dict[str, Evaluation]:
+    """Layers on links that nothing was fitted on: as the model predicts them, and as a loopback run is replayed."""
+    scheme = model.scheme
+    workloads = {workload.what: workload for workload in link_workloads(scheme)}
+    measured = measure_links(
+        scheme, [network(name) for name in links], repeats, list(workloads.values()), on_run=on_run
+    )
+    observations = []
+    for one in measured:
+        workload = workloads[one.what]
+        trace = shape_reading(workload.module, tuple(workload.inputs.shape), scheme.weights, workload.ranges)
+        shape = "x".join(map(str, workload.inputs.shape))
+        observations.append(
+            Observation(one.what, shape, trace, scheme, one.samples_s, network=one.network, mode=one.mode)
+        )
+    predicted = evaluate(model, observations, [])
+    return {
+        "links": predicted,
+        "replays": scored([_replayed(model, *pair) for pair in zip(predicted.points, measured, strict=True)]),
+    }
+
+
+def _replayed(model: CostModel, point: Point, one: LinkMeasurement) -> Point:
+    """The same measurement beside a replay of its own run on loopback."""
+    seconds = together_s(replay(one.logs, one.network, wake_s=model.wake_s).logs)
+    low, lower, upper, high = (seconds * math.exp(side * model.link_spread) for side in (-1.0, -0.41, 0.41, 1.0))
+    return replace(point, predicted_s=seconds, p05_s=low, p25_s=lower, p75_s=upper, p95_s=high, baselines={})
+
+
+def _alone(sample: OperationSamples, scheme: Scheme) -> Observation:
+    """An operation of a sweep as a workload of its own."""
+    name, _, shape = sample.what.partition(" ")
+    return Observation(f"operation {name}", shape, Trace((sample.operation,)), scheme, sample.online_s, alone=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Operations of a sweep, and workloads with what was timed inside them."""
+
+    samples: tuple[OperationSamples, ...]
+    observations: tuple[Observation, ...]
+
+
+@dataclass(slots=True)
+class _Item:
+    """Something that is run in every pass, its input, and its runs so far."""
+
+    module: nn.Module
+    inputs: Tensor
+    ranges: Ranges
+    warm_up: int
+    what: str
+    runs: list[SecureRun] = field(default_factory=list)
+
+
+def measure(
+    parties: Parties,
+    scheme: Scheme,
+    cases: Sequence[Case],
+    workloads: Sequence[Workload],
+    passes: int,
+    on_run: OnRun = lambda *_: None,
+) -> Measured:
+    """Run the cases, in one sweep, and every workload once in each pass, each pass in another order.
+
+    The pace of a shared machine drifts over minutes, and an operation runs faster or slower after another one: medians
+    over passes in changing order take neither for their own.
+    """
+    sweep = Sweep(cases).eval() if cases else None
+    items = [_item(workload.module, workload.input_shape, scheme, 1, workload.what) for workload in workloads]
+    if sweep is not None:
+        items.append(_item(sweep, sweep.input_shape, scheme, 0, "operations"))
+        run_module(parties, sweep, items[-1].inputs, scheme, ranges=items[-1].ranges)  # first calls are nobody's
+    count = passes * len(items)
+    for number in range(passes):
+        generator = random.Random(number)
+        if sweep is not None:
+            generator.shuffle(sweep.order)
+        for place, item in enumerate(generator.sample(items, len(items))):
+            on_run(number * len(items) + place, count, item.what)
+            run = run_module(parties, item.module, item.inputs, scheme, warm_up=item.warm_up, ranges=item.ranges)
+            item.runs.append(run)
+    samples = _of_sweep(cases, items.pop().runs) if sweep is not None else ()
+    observed = (_observe(workload, item, scheme) for workload, item in zip(workloads, items, strict=True))
+    return Measured(samples, tuple(observed))
+
+
+def _item(module: nn.Module, shape: tuple[int, ...], scheme: Scheme, warm_up: int, what: str) -> _Item:
+    inputs, others = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    ranges = ranges_for([scheme], module, others).get(scheme, NOTHING_DECLARED)
+    return _Item(module, inputs, ranges, warm_up, what)
+
+
+def _of_sweep(cases: Sequence[Case], runs: Sequence[SecureRun]) -> tuple[OperationSamples, ...]:
+    """Samples of every operation of the sweep, where it ran last; a case of several operations gives several."""
+    seconds: dict[tuple[int, str], list[float]] = {}
+    operations = {}
+    for run in runs:
+        last: dict[tuple[int, str], float] = {}
+        for operation, online_s in zip(run.trace.operations, operation_seconds(run.trace, run.logs), strict=True):
+            key = number_of(operation.site), operation.op
+            operations[key], last[key] = operation, online_s
+        for key, online_s in last.items():
+            seconds.setdefault(key, []).append(online_s)
+    labels = [case.label for case in cases]
+    return tuple(OperationSamples(labels[key[0]], operations[key], tuple(seconds[key])) for key in sorted(seconds))
+
+
+def _observe(workload: Workload, item: _Item, scheme: Scheme) -> Observation:
+    runs = item.runs
+    return Observation(
+        workload.what,
+        workload.shape,
+        runs[0].trace,
+        scheme,
+        tuple(run.online_s[0] for run in runs),
+        tuple(run.dealer_s[0] for run in runs),
+        heads=workload.head_traces(scheme, item.ranges),
+    )

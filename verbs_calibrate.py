@@ -1,0 +1,113 @@
+"""`calibrate`: measure what the cost model needs on this machine, fit it, and test it on what it never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from cli import (
+    Dealer,
+    Functions,
+    JsonOnly,
+    PrecisionBits,
+    RangeCheck,
+    SchemeName,
+    Transport,
+    Truncation,
+    UsageError,
+    Weights,
+    app,
+    finish,
+    scheme_of,
+    show,
+)
+from cli import Parties as PartyCount
+from verbs import Out, demand_this_machine, progress_bar, run_at
+
+
+@app.command()
+def calibrate(
+    ctx: typer.Context,
+    scheme: SchemeName = "crypten",
+    functions: Functions = "documented",
+    parties: PartyCount = 2,
+    dealer: Dealer = "tfp",
+    transport: Transport = None,
+    weights: Weights = "private",
+    precision_bits: PrecisionBits = 16,
+    truncation: Truncation = "local",
+    range_check: RangeCheck = False,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each party")] = 1,
+    evaluate: Annotated[
+        str, typer.Option(help="how much to test the fitted model on: none, quick, or full (several times as long)")
+    ] = "quick",
+    links: Annotated[
+        bool, typer.Option("--links/--no-links", help="also fit and test on emulated links, where there can be any")
+    ] = True,
+    out: Out = None,
+    json_only: JsonOnly = False,
+) -> None:
+    """Measure what the cost model needs on this machine, fit it, and test it on what is measured afterwards.
+
+    The model is kept as soon as it is fitted; the test runs on shapes, networks and links that it never saw.
+    """
+    import calibrating
+    from cost_models.calibration import EVALUATIONS, evaluation_plan, plan, save_default
+    from mpc.parties import Parties
+
+    chosen = scheme_of(ctx.params)
+    if evaluate not in ("none", *EVALUATIONS):
+        raise UsageError(f"--evaluate {evaluate} is unknown; choose from: none, {', '.join(EVALUATIONS)}")
+    demand_this_machine(out)
+    calibrated = plan(chosen.name)
+    test = None if evaluate == "none" else evaluation_plan(calibrated, chosen.name, EVALUATIONS[evaluate])
+    kept: list[Path] = []
+    with progress_bar() as progress:
+        task = progress.add_task("calibrating", total=None)
+        on_run = lambda i, n, what: progress.update(task, completed=i, total=n, description=what[:50])  # noqa: E731
+        with Parties(chosen, threads) as running:
+            record = calibrating.calibrate(
+                running, calibrated, test, on_run, lambda frozen: kept.append(save_default(frozen, chosen)), links
+            )
+    path = save_default(record, chosen)
+    if out is not None:
+        run_at(ctx, out, "calibrate").write_json("calibration.json", record)
+    if not json_only:
+        _show(record, path)
+    finish({**record, "kept_in": str(path)})
+
+
+def _show(record: Mapping[str, Any], path: Path) -> None:
+    """The model beside its baselines, group by group, and whatever disturbed the measurement."""
+    for group, evaluation in record["evaluation"].items():
+        scores = evaluation["scores"]
+        table = Table(title=f"{group}: {scores['points']} never seen before the model was frozen", title_justify="left")
+        for heading in ("", "median error", "90th percentile", "worst", "within 10 %", "Spearman", "Kendall"):
+            table.add_column(heading, justify="left" if not heading else "right")
+        for name, row in (("cost model", scores), *evaluation["baselines"].items()):
+            table.add_row(name, *_cells(row))
+        show(table)
+        repeats = scores["repeatability_median"]
+        typer.echo(
+            f"  90 % intervals hold {scores['coverage_90']:.0%} of the points, 50 % ones {scores['coverage_50']:.0%}"
+            + (f"; two medians of the same workload differ by {repeats:.1%} (median)" if repeats is not None else "")
+        )
+    seconds = f"calibrated in {record['calibration_s']:.0f} s"
+    typer.echo(f"{seconds}; frozen {record['frozen_at']}; kept in {path}")
+    if record["others_share"] > 0.05:
+        typer.echo(
+            f"other programs took {record['others_share']:.0%} of the CPU meanwhile: seconds scatter, calibrate again "
+            "when they are gone",
+            err=True,
+        )
+
+
+def _cells(row: Mapping[str, Any] | None) -> list[str]:
+    if row is None:
+        return ["-"] * 6
+    shares = [f"{row[key]:.1%}" for key in ("median_error", "p90_error", "worst_error", "within_10")]
+    return [*shares, *("-" if row[key] is None else f"{row[key]:.3f}" for key in ("spearman", "kendall"))]
