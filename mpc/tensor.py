@@ -55,6 +55,11 @@ _DESCRIBED: dict[Any, Operation] = {}  # operations by function and argument sha
 _DESCRIBED_LIMIT = 100_000
 
 
+def forget_descriptions() -> None:
+    """Describe every operation anew from now on; for measuring how long that takes."""
+    _DESCRIBED.clear()
+
+
 class SecretError(ValueError):
     """A module did something with a secret that shares cannot do; the message names module and operation."""
 

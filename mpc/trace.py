@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Any, Literal
 
@@ -56,15 +56,32 @@ class Operation:
         return prod(self.output)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Trace:
-    """The secure operations of one forward pass, in program order, independent of scheme and network."""
+    """The secure operations of one forward pass, in program order, independent of scheme and network.
+
+    A network repeats few operations often, so that sums over a trace go by `counts`.
+    """
 
     operations: tuple[Operation, ...]
 
+    @cached_property
+    def counts(self) -> Mapping[Operation, int]:
+        """How often each operation happens, modules disregarded (`site` is empty), in order of first appearance."""
+        distinct, numbered = self._distinct
+        return dict(zip(distinct, Counter(numbered).values(), strict=True))
+
+    @cached_property
+    def _distinct(self) -> tuple[tuple[Operation, ...], tuple[int, ...]]:
+        """Operations without module, each once, and for every operation of the trace which of them it is."""
+        numbers: dict[Operation, int] = {}
+        numbered = tuple([numbers.setdefault(_anywhere(operation), len(numbers)) for operation in self.operations])
+        return tuple(numbers), numbered
+
     def traffic(self, scheme: Scheme) -> Traffic:
         """Exact traffic of the whole pass. Sharing the input and revealing the result are not part of a trace."""
-        return sum((operation_traffic(op, scheme) for op in self.operations), Traffic.zero(scheme.parties))
+        parts = (operation_traffic(operation, scheme) * times for operation, times in self.counts.items())
+        return sum(parts, Traffic.zero(scheme.parties))
 
     def events(self, scheme: Scheme) -> Iterator[tuple[Operation, tuple[Event, ...]]]:
         """Every operation with the messages and correlations that it costs under `scheme`."""
@@ -91,20 +108,41 @@ class Trace:
         )
 
     def _grouped(self, scheme: Scheme, key: Callable[[Operation], str]) -> dict[str, Traffic]:
-        groups: dict[str, Traffic] = defaultdict(lambda: Traffic.zero(scheme.parties))
-        for operation in self.operations:
-            groups[key(operation)] += operation_traffic(operation, scheme)
-        return dict(groups)
+        distinct, numbered = self._distinct
+        each = [operation_traffic(operation, scheme) for operation in distinct]
+        groups: dict[str, Counter[int]] = defaultdict(Counter)
+        for number, operation in zip(numbered, self.operations, strict=True):
+            groups[key(operation)][number] += 1
+        return {name: _weighted_sum(each, times) for name, times in groups.items()}
+
+
+def _weighted_sum(each: Sequence[Traffic], times: Mapping[int, int]) -> Traffic:
+    """The sum of `each` that `times` numbers, as often as it says; at least one."""
+    parts = [each[number] * count if count > 1 else each[number] for number, count in times.items()]
+    return sum(parts[1:], parts[0])
+
+
+def _anywhere(operation: Operation) -> Operation:
+    """The operation without its module, on which its traffic does not depend."""
+    if not operation.site:
+        return operation
+    return Operation(operation.op, operation.operands, operation.output, operation.attributes)
 
 
 def operation_events(operation: Operation, scheme: Scheme) -> tuple[Event, ...]:
     """Messages and correlations of one operation under `scheme`, from its row in the table."""
-    return _events(Operation(operation.op, operation.operands, operation.output, operation.attributes), scheme)
+    return _events(_anywhere(operation), scheme)
 
 
 def operation_traffic(operation: Operation, scheme: Scheme) -> Traffic:
     """Exact traffic of one operation under `scheme`."""
-    return _traffic(Operation(operation.op, operation.operands, operation.output, operation.attributes), scheme)
+    return _traffic(_anywhere(operation), scheme)
+
+
+def forget_closed_forms() -> None:
+    """Compute every operation's messages anew from now on; for measuring how long that takes."""
+    _events.cache_clear()
+    _traffic.cache_clear()
 
 
 @lru_cache(maxsize=100_000)
