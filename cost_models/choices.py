@@ -34,9 +34,9 @@ _ARCHITECTURES = 16_384  # looked up together, for the same reason
 
 @dataclass(frozen=True)
 class LinkLaw:
-    """Seconds on one network: of one unit of everything that adds up, and of slow start for the largest message.
+    """Seconds on one network: of one unit of everything that adds up, and of what comes once.
 
-    They are read off `cost_model.p50_of` at its unit costs.
+    They are read off the cost model at its unit costs.
     """
 
     cost_model: CostModel
@@ -48,12 +48,12 @@ class LinkLaw:
 
         def at(unit: int) -> float:
             compute_s, hops, sent_bytes, rounds = (float(other == unit) for other in range(4))
-            return self.cost_model.p50_of(compute_s, hops, sent_bytes, rounds, 0.0, self.network)
+            return self.cost_model.linear_s(compute_s, hops, sent_bytes, rounds, self.network)
 
         return at(0), at(1), at(2), at(3)
 
     def ramp_s(self, largest_bytes: int) -> float:
-        """What slow start adds for a largest message of that size."""
+        """What comes once: the start, and slow start for a largest message of that size."""
         return self.cost_model.p50_of(0.0, 0.0, 0.0, 0.0, float(largest_bytes), self.network)
 
 

@@ -192,10 +192,13 @@ class CostModel:
         The interval of compute is that of calibration; that of the link is `link_spread` either way, the error of the
         replay law on links that were measured.
         """
-        online = cost.online
-        delay_s, transfer_s = self._link_s(
-            float(max(online.hops)), float(max(online.bytes)), float(max(online.rounds)), cost.largest_bytes, network
-        )
+        delay_s = transfer_s = 0.0
+        if network != LOOPBACK:
+            hops, sent_bytes, rounds = (
+                float(max(each)) for each in (cost.online.hops, cost.online.bytes, cost.online.rounds)
+            )
+            delay_s = self._delay_s(hops, rounds, network)
+            transfer_s = _transfer_s(sent_bytes, network) + _ramps_s(network, cost.largest_bytes)
         seconds = self.start_s + cost.compute_s
         shares2 = cost.compute_s2 / cost.compute_s**2 if cost.compute_s > 0 else 0.0
         return self._estimate(seconds, self.spread.scale(seconds, shares2), delay_s, transfer_s)
@@ -218,18 +221,19 @@ class CostModel:
         network: NetworkProfile,
     ) -> Numbers:
         """The median of `seconds_of`, of the busiest party's sums: floats, or arrays of many networks."""
-        delay_s, transfer_s = self._link_s(hops, sent_bytes, rounds, largest_bytes, network)
-        return self.start_s + compute_s + delay_s + transfer_s
+        ramp_s = 0.0 if network == LOOPBACK else _ramps_s(network, largest_bytes)
+        return self.start_s + self.linear_s(compute_s, hops, sent_bytes, rounds, network) + ramp_s
 
-    def _link_s(
-        self, hops: Numbers, sent_bytes: Numbers, rounds: Numbers, largest_bytes: Any, network: NetworkProfile
-    ) -> tuple[Numbers, Numbers]:
-        """Seconds of delay and of transfer that a link adds; loopback adds nothing."""
+    def linear_s(
+        self, compute_s: Numbers, hops: Numbers, sent_bytes: Numbers, rounds: Numbers, network: NetworkProfile
+    ) -> Numbers:
+        """The part of the median that adds up over operations: all but the start, and slow start."""
         if network == LOOPBACK:
-            return hops * 0.0, sent_bytes * 0.0
-        delay_s = hops * network.one_way_delay_s + rounds * self.wake_s
-        transfer_s = sent_bytes / (network.bytes_per_s * LINUX.payload_share) + _ramps_s(network, largest_bytes)
-        return delay_s, transfer_s
+            return compute_s
+        return compute_s + self._delay_s(hops, rounds, network) + _transfer_s(sent_bytes, network)
+
+    def _delay_s(self, hops: Numbers, rounds: Numbers, network: NetworkProfile) -> Numbers:
+        return hops * network.one_way_delay_s + rounds * self.wake_s
 
     def dealer_seconds(self, trace: Trace, scheme: Scheme) -> float:
         """Seconds of the dealer's work for one run of `trace` on loopback, no part of the online seconds.
@@ -312,6 +316,10 @@ class CostModel:
             there = self.machine.get("label", "an unnamed machine")
             message = f"the cost model was fitted on {there}, this is {here}: calibrate here for seconds that hold"
             warnings.warn(message, MachineWarning, stacklevel=4)
+
+
+def _transfer_s(sent_bytes: Numbers, network: NetworkProfile) -> Numbers:
+    return sent_bytes / (network.bytes_per_s * LINUX.payload_share)
 
 
 def _ramps_s(network: NetworkProfile, largest_bytes: Any) -> Any:

@@ -36,7 +36,7 @@ BLOCKS = (ALTERNATIVES, ALTERNATIVES, ALTERNATIVES[:2])
 
 def cost_model(scheme: Scheme) -> CostModel:
     spread = Spread(0.05, 0.1, 1e-4, (-1.5, -0.7, 0.7, 1.5))
-    return CostModel({POOLED: COMPUTE}, scheme, this_machine().to_json(), spread, factor=1.1, wake_s=3e-5)
+    return CostModel({POOLED: COMPUTE}, scheme, this_machine().to_json(), spread, start_s=2e-3, factor=1.1, wake_s=3e-5)
 
 
 def chosen(spec: ViTSpec, blocks: Sequence[BlockSpec | None]) -> ViTSpec:

@@ -29,7 +29,7 @@ LARGE = ViTSpec(32, 4, 24, 10, (BlockSpec(("softmax",) * 5, 8, 24), BlockSpec(("
 
 def model(scheme: Scheme) -> CostModel:
     spread = Spread(0.05, 0.1, 0.0, (-1.5, -0.7, 0.7, 1.5))
-    return CostModel({POOLED: COMPUTE}, scheme, {"label": "test"}, spread, factor=1.1, wake_s=3e-5)
+    return CostModel({POOLED: COMPUTE}, scheme, {"label": "test"}, spread, start_s=2e-3, factor=1.1, wake_s=3e-5)
 
 
 def mixture(
