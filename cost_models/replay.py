@@ -1,78 +1,58 @@
-"""A run measured on loopback, re-timed on another link: what was sent stays, the link's delay and bandwidth are added.
+"""A run measured on loopback, re-timed on another link: the timelines of all its parties, simulated together.
 
-The law is additive: loopback seconds + hops x one-way delay + bytes / bandwidth. It overlaps nothing, and knows neither
-TCP's slow start nor its window, so on long links it is a lower bound for large messages.
+What a party computes between two messages takes as long as it took. A message begins at each party when that party has
+come to it, and ends where the link has brought the others' data and they are handled. Handling takes what it took on
+loopback; it goes on while data arrive, but does not shorten a delay.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
 
-from mpc.network import NetworkProfile
-from mpc.scheme import Transport
-from mpc.traffic import Event, Message, message_traffic
-
-
-class Entry(Protocol):
-    """One online message of a log: `compute_s` since the message before it, `wait_s` inside the call."""
-
-    @property
-    def op(self) -> str: ...  # noqa: D102
-    @property
-    def site(self) -> str: ...  # noqa: D102
-    @property
-    def event(self) -> Event: ...  # noqa: D102
-    @property
-    def compute_s(self) -> float: ...  # noqa: D102
-    @property
-    def wait_s(self) -> float: ...  # noqa: D102
-
-
-class Log(Protocol):
-    """What one party sent in one run; `mpc.ledger.MessageLog` is one."""
-
-    @property
-    def party(self) -> int: ...  # noqa: D102
-    @property
-    def parties(self) -> int: ...  # noqa: D102
-    @property
-    def messages(self) -> Sequence[Entry]: ...  # noqa: D102
-    @property
-    def online_s(self) -> float: ...  # noqa: D102
-    @property
-    def transport(self) -> Transport: ...  # noqa: D102
+from mpc.congestion import LINUX, Flow, Tcp
+from mpc.elapsed import together_s
+from mpc.ledger import LogEntry, MessageLog, Span
+from mpc.network import LOOPBACK, NetworkProfile
+from mpc.traffic import Message, PhaseTraffic, message_traffic
+from mpc.transport import HEADER_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Online seconds by where they come from: the run on loopback, one-way delays, bytes over bandwidth."""
+    """Online seconds by where they come from; `delay_s` and `transfer_s` are what the link adds.
 
-    loopback_s: float = 0.0
+    `compute_s` is what the run would take without the link: local work, handling of messages, waiting for a party that
+    comes later, and waking up.
+    """
+
+    compute_s: float = 0.0
     delay_s: float = 0.0
     transfer_s: float = 0.0
 
     @property
     def total_s(self) -> float:
         """All of it."""
-        return self.loopback_s + self.delay_s + self.transfer_s
+        return self.compute_s + self.delay_s + self.transfer_s
 
     def __add__(self, other: Seconds) -> Seconds:
         return Seconds(
-            self.loopback_s + other.loopback_s, self.delay_s + other.delay_s, self.transfer_s + other.transfer_s
+            self.compute_s + other.compute_s, self.delay_s + other.delay_s, self.transfer_s + other.transfer_s
         )
 
     def to_json(self) -> dict[str, float]:
         """Plain values for a record."""
-        parts = {"loopback_s": self.loopback_s, "delay_s": self.delay_s, "transfer_s": self.transfer_s}
+        parts = {"compute_s": self.compute_s, "delay_s": self.delay_s, "transfer_s": self.transfer_s}
         return {"total_s": self.total_s, **parts}
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A run on `network`: in all, by operation and by module.
+    """A run on `network` at its slowest party: in all, by operation and by module; `logs` are those of all parties.
 
     Local work counts for the operation whose message ends it; what follows the last message is under the name "". So
     `by_op` and `by_module` both add up to `online`.
@@ -82,6 +62,12 @@ class Replay:
     online: Seconds
     by_op: dict[str, Seconds]
     by_module: dict[str, Seconds]
+    logs: tuple[MessageLog, ...]
+
+    @property
+    def log(self) -> MessageLog:
+        """The re-timed log of the slowest party."""
+        return max(self.logs, key=lambda log: log.online_s)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a record; `mode` says that no such link was there."""
@@ -94,33 +80,190 @@ class Replay:
         }
 
 
-def replay(log: Log, network: NetworkProfile) -> Replay:
-    """The run of `log`, measured on loopback, as it would be on `network` for the party that kept the log.
+def replay(logs: Sequence[MessageLog], network: NetworkProfile, tcp: Tcp | None = None, wake_s: float = 0.0) -> Replay:
+    """The run that `logs` hold, one of each party, measured on loopback, as it would be on `network`.
 
-    Raises ValueError for a log without online messages: it would replay to loopback's seconds on any link.
+    Connections have carried the same run once before, as those of a benchmark have after its warm-up; `tcp` says how
+    they grow (default: as on the shaped link). `wake_s` is paid for every message that the link holds up: a process
+    that has slept goes on with cold caches; `fit_wake` fits it. Raises ValueError where the logs are not those of one
+    run, or hold no online message: they would replay to loopback's seconds on any link.
     """
-    if not log.messages:
+    _demand_one_run(logs)
+    logs = sorted(logs, key=lambda log: log.party)
+    wire = _Wire(network, tcp or LINUX, len(logs), logs[0].transport)
+    first = [_Timeline(log) for log in logs]
+    wake_s = 0.0 if network == LOOPBACK else wake_s
+    _simulate(first, wire, wake_s)  # to warm up
+    began_s, ended_s = min(log.start_s for log in logs), max(party.clock_s for party in first)
+    parties = [_Timeline(log, later_s=ended_s - began_s) for log in logs]
+    _simulate(parties, wire, wake_s)
+    slowest = max(parties, key=lambda party: party.online_s)
+    return Replay(network.name, *slowest.parts(), tuple(party.retimed() for party in parties))
+
+
+def _simulate(parties: Sequence[_Timeline], wire: _Wire, wake_s: float) -> None:
+    """Take every timeline to its end, one message of all parties after the other."""
+    for entries in zip(*(party.log.messages for party in parties), strict=True):
+        message = entries[0].event
+        assert isinstance(message, Message)
+        traffic = message_traffic(message, len(parties), parties[0].log.transport)
+        measured_s = max(entry.start_s for entry in entries)
+        begun_s = [party.begin(entry) for party, entry in zip(parties, entries, strict=True)]
+        arrivals_s = wire.carry(message, traffic, begun_s)
+        for number, (party, entry) in enumerate(zip(parties, entries, strict=True)):
+            if traffic.rounds[number]:
+                handled_s = entry.start_s + entry.wait_s - measured_s
+                loopback_s = max(begun_s) + handled_s
+                first_s, last_s = arrivals_s[number]
+                after_s = max(0.0, handled_s - max(0.0, last_s - max(first_s, begun_s[number])))
+                held_up_s = max(0.0, last_s + after_s + wake_s - loopback_s)
+                delay_s = wire.delay_s(traffic.hops[number])
+            else:  # it hands its data to the socket and goes on
+                loopback_s, held_up_s, delay_s = begun_s[number] + entry.wait_s, 0.0, 0.0
+            woken_s = min(wake_s, held_up_s)
+            party.end(entry, begun_s[number], loopback_s, woken_s, min(delay_s, held_up_s - woken_s), held_up_s)
+
+
+def fit_wake(pairs: Iterable[tuple[Sequence[MessageLog], NetworkProfile, float]], tcp: Tcp | None = None) -> float:
+    """`wake_s` with which replay is right in the middle of `pairs`: logs on loopback, a link, seconds measured on it.
+
+    Seconds are those of `together_s`. Never negative. Raises ValueError without pairs.
+    """
+    found_s = [
+        (measured_s - together_s(replay(logs, network, tcp).logs)) / len(logs[0].messages)
+        for logs, network, measured_s in pairs
+    ]
+    if not found_s:
+        raise ValueError("there is nothing to fit the cost of waking up to; measure at least one run on a link")
+    return max(0.0, median(found_s))
+
+
+def _demand_one_run(logs: Sequence[MessageLog]) -> None:
+    if not logs or not logs[0].messages:
         raise ValueError("the log holds no online message; record the run with a ledger before replaying it")
-    by_op: dict[str, Seconds] = defaultdict(Seconds)
-    by_module: dict[str, Seconds] = defaultdict(Seconds)
-    online = Seconds()
-    for entry in log.messages:
-        part = _entry_seconds(entry, log, network)
-        online += part
-        by_op[entry.op] += part
-        by_module[entry.site] += part
-    rest = Seconds(loopback_s=log.online_s - online.loopback_s)
-    by_op[""] += rest
-    by_module[""] += rest
-    return Replay(network.name, online + rest, dict(by_op), dict(by_module))
+    if sorted(log.party for log in logs) != list(range(logs[0].parties)):
+        found = ", ".join(str(log.party) for log in logs)
+        raise ValueError(f"replay takes the logs of all {logs[0].parties} parties, got those of party {found}")
+    for log in logs[1:]:
+        if [e.event for e in log.messages] != [e.event for e in logs[0].messages]:
+            raise ValueError(f"parties {logs[0].party} and {log.party} sent different messages: not logs of one run")
 
 
-def _entry_seconds(entry: Entry, log: Log, network: NetworkProfile) -> Seconds:
-    if not isinstance(entry.event, Message):
-        raise ValueError("a correlation is no message; replay takes the online messages of a log")
-    traffic = message_traffic(entry.event, log.parties, log.transport)
-    return Seconds(
-        loopback_s=entry.compute_s + entry.wait_s,
-        delay_s=network.link_s(traffic.hops[log.party], 0),
-        transfer_s=network.link_s(0, traffic.bytes[log.party]),
-    )
+class _Wire:
+    """Connections between all parties, each with its own direction, rate and window."""
+
+    def __init__(self, network: NetworkProfile, tcp: Tcp, parties: int, transport: str) -> None:
+        self._network, self._gloo = network, transport == "gloo"
+        pairs = [(a, b) for a in range(parties) for b in range(parties) if a != b]
+        self._flows = {pair: Flow(network, tcp) for pair in pairs}
+
+    def delay_s(self, hops: int) -> float:
+        """One-way delays, one after the other."""
+        return self._network.link_s(hops, 0)
+
+    def carry(self, message: Message, traffic: PhaseTraffic, begun_s: Sequence[float]) -> list[tuple[float, float]]:
+        """When the first and the last bytes are there that each party waits for, from when each began to send."""
+        arrivals_s = [(begun, begun) for begun in begun_s]
+        for sender, receiver in self._pairs(message, len(begun_s)):
+            if not traffic.bytes[sender]:
+                continue
+            # A ring's steps depend on both ends: nothing moves before the last party has come.
+            from_s = max(begun_s) if self._gloo else begun_s[sender]
+            size_bytes = traffic.bytes[sender]
+            if not self._gloo:  # each of the others gets a copy, with a header
+                size_bytes = HEADER_BYTES + sum(message.payload_bytes)
+            hops_before_s = self.delay_s(max(0, traffic.hops[receiver] - 1))
+            last_s = self._flows[sender, receiver].due_s(from_s, size_bytes) + hops_before_s
+            if last_s > arrivals_s[receiver][1]:
+                arrivals_s[receiver] = from_s + self.delay_s(traffic.hops[receiver]), last_s
+        return arrivals_s
+
+    def _pairs(self, message: Message, parties: int) -> list[tuple[int, int]]:
+        if message.collective == "gather":
+            return [(party, message.root) for party in range(parties) if party != message.root]
+        if self._gloo:
+            return [(party, (party + 1) % parties) for party in range(parties)]
+        return list(self._flows)
+
+
+class _Timeline:
+    """One party's run: where its clock stood after each message as measured, and how much later it stands replayed.
+
+    The replayed run begins `later_s` after the measured one.
+    """
+
+    def __init__(self, log: MessageLog, later_s: float = 0.0) -> None:
+        self.log = log
+        self._later_s = later_s
+        self._ends_s = [log.start_s]  # as measured, of the start and of every message
+        self._shifts_s = [0.0]  # of what follows that moment, beside `later_s`
+        self._waits_s: list[tuple[float, float]] = []  # begin and wait, replayed, as if nothing were later
+        self._seconds: list[Seconds] = []
+
+    @property
+    def online_s(self) -> float:
+        """Replayed online seconds."""
+        return self.log.online_s + self._shifts_s[-1]
+
+    @property
+    def clock_s(self) -> float:
+        """When the replayed run ends."""
+        return self.log.start_s + self.log.online_s + self.log.dealer_s + self._later_s + self._shifts_s[-1]
+
+    def begin(self, entry: LogEntry) -> float:
+        """When this party comes to a message: after the same time since the one before."""
+        return entry.start_s + self._later_s + self._shifts_s[-1]
+
+    def end(
+        self, entry: LogEntry, begun_s: float, loopback_s: float, woken_s: float, delay_s: float, held_up_s: float
+    ) -> None:
+        """A message is over: it would be at `loopback_s` without the link, which holds it up."""
+        wait_s = loopback_s + held_up_s - begun_s
+        self._ends_s.append(entry.start_s + entry.wait_s)
+        self._shifts_s.append(self._shifts_s[-1] + wait_s - entry.wait_s)
+        self._waits_s.append((begun_s - self._later_s, wait_s))
+        transfer_s = held_up_s - woken_s - delay_s
+        self._seconds.append(Seconds(entry.compute_s + wait_s - delay_s - transfer_s, delay_s, transfer_s))
+
+    def parts(self) -> tuple[Seconds, dict[str, Seconds], dict[str, Seconds]]:
+        """In all, by operation, by module."""
+        by_op: dict[str, Seconds] = defaultdict(Seconds)
+        by_module: dict[str, Seconds] = defaultdict(Seconds)
+        online = Seconds()
+        for entry, seconds in zip(self.log.messages, self._seconds, strict=True):
+            online += seconds
+            by_op[entry.op] += seconds
+            by_module[entry.site] += seconds
+        rest = Seconds(self.online_s - online.total_s)
+        by_op[""] += rest
+        by_module[""] += rest
+        return online + rest, dict(by_op), dict(by_module)
+
+    def retimed(self) -> MessageLog:
+        """The log as this party would have kept it on the link."""
+        waits_s = iter(self._waits_s)
+        entries = []
+        for entry in self.log.entries:
+            if not isinstance(entry.event, Message):
+                entries.append(entry)
+            elif entry.of_dealer:
+                entries.append(replace(entry, start_s=entry.start_s + self._shift_s(entry.start_s)))
+            else:
+                begun_s, wait_s = next(waits_s)
+                entries.append(replace(entry, start_s=begun_s, wait_s=wait_s))
+        spans = tuple(map(self._retimed_span, self.log.spans))
+        return replace(self.log, entries=tuple(entries), spans=spans, online_s=self.online_s)
+
+    def _retimed_span(self, span: Span) -> Span:
+        before_s, after_s = self._shift_s(span.start_s), self._shift_s(span.end_s)
+        return replace(
+            span,
+            start_s=span.start_s + before_s,
+            end_s=span.end_s + after_s,
+            online_s=span.online_s + after_s - before_s,
+            until_s=span.until_s + after_s,
+        )
+
+    def _shift_s(self, at_s: float) -> float:
+        """How much later than measured this party is at a moment between two messages."""
+        return self._shifts_s[max(0, bisect_right(self._ends_s, at_s) - 1)]

@@ -1,58 +1,178 @@
+"""Replay on timelines that are worked out by hand."""
+
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 
-from cost_models.replay import replay
-from mpc.ledger import LogEntry, MessageLog
+from cost_models.replay import Replay, fit_wake, replay
+from mpc.congestion import Tcp
+from mpc.elapsed import together_s
+from mpc.ledger import LogEntry, MessageLog, Span
 from mpc.network import LOOPBACK, NetworkProfile
+from mpc.scheme import Transport
 from mpc.traffic import Correlation, Message
+from mpc.transport import HEADER_BYTES
 
-LINK = NetworkProfile("link", one_way_delay_s=0.01, bytes_per_s=1000.0, source="test")
-ENTRIES = (
-    LogEntry("linear", "head", Message("all_reduce", (80, 40)), compute_s=0.5, wait_s=0.25),
-    LogEntry("relu", "act", Correlation("and", 80), 0.0, 0.0),
-    LogEntry("relu", "act", Message("all_reduce", (8,)), compute_s=1.0, wait_s=0.5),
-    LogEntry("linear", "head", Message("all_reduce", (80,)), compute_s=0.125, wait_s=0.125),
+LINK = NetworkProfile("link", one_way_delay_s=0.5, bytes_per_s=1000.0, source="test")
+WIDE = Tcp(initial_window_bytes=1e9, payload_share=1.0)  # no slow start: what is carried is bytes / bandwidth
+HEADER_S = HEADER_BYTES / 1000
+
+
+def entry(op: str, size: int, compute_s: float, start_s: float, end_s: float, collective: str = "open") -> LogEntry:
+    return LogEntry(op, f"{op}.site", Message(collective, (size,)), compute_s, end_s - start_s, False, start_s)
+
+
+# Two messages over direct links. Party 1 comes to the first a second later, to the second 0.25 s earlier; on loopback
+# both leave the first at 2.25 and the second at 4.5. Party 0 works for half a second more, party 1 for a quarter.
+FIRST = MessageLog(
+    party=0,
+    parties=2,
+    entries=(
+        entry("linear", 1000, 1.0, 1.0, 2.25),
+        LogEntry("relu", "relu.site", Correlation("and", 80), 0.0, 0.0),
+        entry("relu", 4000, 2.0, 4.25, 4.5),
+    ),
+    online_s=5.0,
+    dealer_s=0.0,
+    spans=(Span("linear", "", 0.5, 2.5, 2.0, 2.5), Span("relu", "", 3.0, 4.75, 1.75, 4.75)),
+    transport="direct",
 )
-LOG = MessageLog(party=0, parties=2, entries=ENTRIES, online_s=3.0, dealer_s=9.0)
+SECOND = replace(
+    FIRST,
+    party=1,
+    entries=(entry("linear", 1000, 2.0, 2.0, 2.25), entry("relu", 4000, 1.75, 4.0, 4.5)),
+    spans=(),
+    online_s=4.75,
+)
+LOGS = (FIRST, SECOND)
 
 
-def test_three_messages_by_hand() -> None:
-    replayed = replay(LOG, LINK)
-    # Hops: 4 + 2 (one element) + 4; bytes: 120 + 8 + 80; half a second passed after the last message.
-    assert replayed.online.delay_s == pytest.approx(10 * 0.01)
-    assert replayed.online.transfer_s == pytest.approx(208 / 1000)
-    assert replayed.online.loopback_s == 3.0
-    assert replayed.online.total_s == pytest.approx(3.0 + 0.1 + 0.208)
+def replayed(link: NetworkProfile = LINK, wake_s: float = 0.0) -> Replay:
+    return replay(LOGS, link, WIDE, wake_s)
 
 
-def test_parts_by_operation_and_module_by_hand() -> None:
-    replayed = replay(LOG, LINK)
-    assert replayed.by_op["linear"].total_s == pytest.approx(1.0 + 8 * 0.01 + 0.2)
-    assert replayed.by_op["relu"].total_s == pytest.approx(1.5 + 2 * 0.01 + 0.008)
-    assert replayed.by_op[""].total_s == pytest.approx(0.5)
-    assert replayed.by_module["head"] == replayed.by_op["linear"]
-    for parts in (replayed.by_op, replayed.by_module):
-        assert sum(part.total_s for part in parts.values()) == pytest.approx(replayed.online.total_s)
+def test_a_message_ends_when_the_later_party_s_data_have_come() -> None:
+    one, two = (log.messages for log in replayed().logs)
+    # Party 0 waits from 1 s for what party 1 sends at 2 s; party 1 has what party 0 sent at 1 s. Handling, a quarter of
+    # a second on loopback, is over before the last byte has come.
+    first_s = 2 + 1 + HEADER_S + 0.5
+    assert one[0].start_s == 1 and one[0].start_s + one[0].wait_s == pytest.approx(first_s)
+    assert two[0].start_s == 2 and two[0].start_s + two[0].wait_s == pytest.approx(1 + 1 + HEADER_S + 0.5)
+    # From there each works as long as it did, 2 s and 1.75 s, and sends 4,000 bytes.
+    begun_s = first_s + 2, 2.5 + HEADER_S + 1.75
+    assert (one[1].start_s, two[1].start_s) == pytest.approx(begun_s)
+    carried_s = 4 + HEADER_S + 0.5
+    assert one[1].start_s + one[1].wait_s == pytest.approx(max(begun_s[0] + 0.25, begun_s[1] + carried_s))
+    assert two[1].start_s + two[1].wait_s == pytest.approx(begun_s[0] + carried_s)
 
 
-def test_loopback_gives_the_measured_seconds() -> None:
-    assert replay(LOG, LOOPBACK).online.total_s == LOG.online_s
+def test_the_slowest_party_s_seconds_by_where_they_come_from() -> None:
+    result = replayed()
+    # Party 1 is the slower one: 2.524 + 1.75, then until party 0's second message has come, 5.524 + 4.524; + 0.25.
+    assert result.log.party == 1
+    assert result.online.total_s == pytest.approx(5.5 + HEADER_S + 4.5 + HEADER_S + 0.25)
+    assert result.log.online_s == pytest.approx(result.online.total_s)
+    # The first message would have ended at 2.25, so the link added 0.274; the second 0.25 after both were there.
+    first, second = 0.25 + HEADER_S, 4.25 + HEADER_S
+    assert result.by_op["linear"].delay_s + result.by_op["linear"].transfer_s == pytest.approx(first)
+    assert (result.by_op["relu"].delay_s, result.by_op["relu"].transfer_s) == pytest.approx((0.5, second - 0.5))
+    assert result.by_module["relu.site"] == result.by_op["relu"]
+    assert result.by_op[""].total_s == pytest.approx(0.25)
+    for parts in (result.by_op, result.by_module):
+        assert sum(part.total_s for part in parts.values()) == pytest.approx(result.online.total_s)
 
 
-def test_at_three_parties_only_the_root_waits_for_a_gather() -> None:
-    entries = (LogEntry("mean", "", Message("gather", (1000,), root=0), 0.0, 0.0),)
-    root, other = (replay(MessageLog(party, 3, entries, 1.0, 0.0), LINK).online for party in (0, 1))
-    assert (root.delay_s, root.transfer_s) == (0.02, 0.0)
-    assert (other.delay_s, other.transfer_s) == (0.0, 1.0)
+def test_spans_move_with_their_messages() -> None:
+    (linear, relu) = replayed().logs[0].spans
+    later_s = 3.5 + HEADER_S - 2.25  # how much later party 0 leaves the first message
+    assert (linear.start_s, linear.end_s, linear.until_s) == pytest.approx((0.5, 2.5 + later_s, 2.5 + later_s))
+    assert linear.online_s == pytest.approx(2.0 + later_s)
+    assert relu.start_s == pytest.approx(3.0 + later_s)
 
 
-def test_a_log_without_messages_is_refused() -> None:
+def test_loopback_gives_the_measured_logs() -> None:
+    result = replay(LOGS, LOOPBACK, wake_s=7.0)
+    assert result.online.total_s == FIRST.online_s and result.logs == LOGS
+    assert (result.online.delay_s, result.online.transfer_s) == (0.0, 0.0)
+
+
+def test_the_dealer_s_work_takes_time_but_no_online_seconds() -> None:
+    def later(log: MessageLog) -> MessageLog:
+        entries = tuple(
+            replace(e, start_s=e.start_s + 100) if isinstance(e.event, Message) and e.op == "relu" else e
+            for e in log.entries
+        )
+        return replace(log, entries=entries, dealer_s=100.0)
+
+    assert replay([later(log) for log in LOGS], LINK, WIDE).online.total_s == pytest.approx(replayed().online.total_s)
+
+
+def test_waking_up_is_paid_for_every_message_that_the_link_holds_up() -> None:
+    # Party 1 is held up by both messages, but the second waits for party 0, which left the first 0.125 later.
+    slower, plain = replayed(wake_s=0.125), replayed()
+    assert slower.online.total_s == pytest.approx(plain.online.total_s + 2 * 0.125)
+    assert slower.online.compute_s == pytest.approx(plain.online.compute_s + 2 * 0.125)
+    assert fit_wake([(LOGS, LINK, together_s(slower.logs))] * 3, WIDE) == pytest.approx(0.125)
+    assert fit_wake([(LOGS, LINK, 0.0)], WIDE) == 0.0
+    with pytest.raises(ValueError, match="nothing to fit"):
+        fit_wake([])
+
+
+def test_a_connection_is_warm_and_its_window_limits_a_large_message() -> None:
+    narrow = Tcp(initial_window_bytes=100, payload_share=1.0)
+    slow, wide = replay(LOGS, LINK, narrow).online, replayed().online
+    fresh = Tcp(initial_window_bytes=100, payload_share=1.0, growth=1.0)
+    assert wide.total_s < slow.total_s < replay(LOGS, LINK, fresh).online.total_s
+
+
+def test_gloo_crosses_the_link_once_for_every_hop() -> None:
+    logs = [
+        MessageLog(party, 2, (entry("mean", 16, 1.0, 1.0, 1.25, "all_reduce"),), online_s=1.25, dealer_s=0.0)
+        for party in (0, 1)
+    ]
+    # Handling took 0.25 s: what it takes of the bytes' time on the link overlaps with it, the delays do not.
+    assert replay(logs, LINK, WIDE).online.total_s == pytest.approx(1 + 2 * 0.5 + 0.25)
+    slow = NetworkProfile("slow", 0.5, 16.0, "test")
+    assert replay(logs, slow, WIDE).online.total_s == pytest.approx(1 + 2 * 0.5 + 1)
+
+
+# Over direct the others send at 1 s and, the link being free again, at 2.024; over gloo the root asks, which is a delay
+# more and not before it has come, a second after it had all of the first.
+@pytest.mark.parametrize(
+    ("transport", "first_s", "total_s"), [("direct", 1 + HEADER_S + 0.5, 1 + 2 * (1 + HEADER_S) + 0.5), ("gloo", 2, 6)]
+)
+def test_at_three_parties_only_the_root_waits_for_a_gather(
+    transport: Transport, first_s: float, total_s: float
+) -> None:
+    entries = (entry("mean", 1000, 1.0, 1.0, 1.0, "gather"), entry("mean", 1000, 1.0, 2.0, 2.0, "gather"))
+    logs = [MessageLog(party, 3, entries, online_s=2.0, dealer_s=0.0, transport=transport) for party in range(3)]
+    result = replay(logs, LINK, WIDE)
+    waits_s = [[e.wait_s for e in log.messages] for log in result.logs]
+    assert waits_s[1] == waits_s[2] == [0.0, 0.0]
+    assert result.log.party == 0
+    assert (waits_s[0][0], result.online.total_s) == pytest.approx((first_s, total_s))
+
+
+def test_together_counts_from_when_the_last_party_was_ready() -> None:
+    # Party 0 was ready 1 s after its clock, party 1 at 1.5: of party 0's 5 s half a second was before.
+    ready = replace(SECOND.entries[0], compute_s=0.5)
+    assert together_s(LOGS) == 5.0
+    assert together_s((FIRST, replace(SECOND, entries=(ready, *SECOND.entries[1:])))) == 4.75
+    assert together_s((FIRST, replace(SECOND, entries=(ready, *SECOND.entries[1:]), online_s=3.0))) == 3.5
+
+
+def test_logs_that_are_not_those_of_one_run_are_refused() -> None:
     with pytest.raises(ValueError, match="no online message"):
-        replay(MessageLog(0, 2, (), 1.0, 0.0), LINK)
+        replay([MessageLog(0, 2, (), 1.0, 0.0)] * 2, LINK)
+    with pytest.raises(ValueError, match="all 2 parties, got those of party 0"):
+        replay([FIRST], LINK)
+    with pytest.raises(ValueError, match="parties 0 and 1 sent different messages"):
+        replay([FIRST, replace(SECOND, entries=SECOND.entries[:1])], LINK)
 
 
 def test_record_says_that_it_was_replayed() -> None:
-    record = replay(LOG, LINK).to_json()
+    record = replayed().to_json()
     assert (record["mode"], record["network"]) == ("replayed", "link")
-    assert record["online"]["total_s"] == pytest.approx(3.308)
+    assert record["online"]["total_s"] == pytest.approx(10.25 + 2 * HEADER_S)
