@@ -374,7 +374,8 @@ def test_bench_attention_ends_with_a_row_for_every_kind_and_link(
         assert row["seconds"].keys() == {"online", "dealer", "total", "setup_s"}
         assert row["seconds"]["online"]["n"] == 2
     wan_s = rows[3]["seconds"]["online"]["median"] - rows[2]["seconds"]["online"]["median"]
-    assert wan_s == pytest.approx(rows[2]["hops"] * 0.02 + rows[2]["online"]["bytes"] / 50e6)
+    link_s = rows[2]["hops"] * 0.02 + rows[2]["online"]["bytes"] / 50e6
+    assert link_s - median_s[2] < wan_s < 1.02 * link_s  # what a message waits on loopback overlaps with the link
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert (manifest["verb"], manifest["seeds"]) == ("bench attention", [0])
     assert (
