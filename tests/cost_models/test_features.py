@@ -1,14 +1,29 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from cost_models.features import UNITS, Features, features
+from cost_models.features import (
+    DEALER_FEATURES,
+    ONLINE_FEATURES,
+    UNITS,
+    Vector,
+    counts,
+    largest_message_bytes,
+    model_key,
+    trace_counts,
+)
 from mpc.reading import shape_reading
 from mpc.scheme import Scheme
 from mpc.trace import Operand, Operation, Trace
+from mpc.traffic import Correlation, Message
 
+TUNED = Scheme("tuned", transport="direct")
 SHAPES = st.lists(st.integers(1, 40), min_size=1, max_size=3).map(tuple)
 OPERATIONS = st.lists(
     st.builds(
@@ -21,52 +36,98 @@ OPERATIONS = st.lists(
 TRACES = st.builds(lambda operations: Trace(tuple(operations)), OPERATIONS)
 
 
-@given(TRACES, TRACES, st.sampled_from([2, 3]))
-def test_features_of_traces_in_a_row_add_up(a: Trace, b: Trace, parties: int) -> None:
-    scheme = Scheme(parties=parties)
+def named(vector: Vector) -> dict[str, float]:
+    return dict(zip(UNITS, vector.tolist(), strict=True))
+
+
+def relu(elements: int) -> Operation:
+    return Operation("relu", (Operand((elements,), "secret"),), (elements,))
+
+
+def product(visibility: str) -> Operation:
+    operands = (Operand((2, 3), "secret"), Operand((3, 4), visibility))  # type: ignore[arg-type]
+    return Operation("matmul", operands, (2, 4), (("macs", 24),))
+
+
+@given(TRACES, TRACES, st.sampled_from([Scheme(), Scheme(parties=3), TUNED]))
+def test_counts_of_traces_in_a_row_add_up(a: Trace, b: Trace, scheme: Scheme) -> None:
     both = Trace(a.operations + b.operations)
-    assert features(both, scheme) == features(a, scheme) + features(b, scheme)
+    assert (trace_counts(both, scheme) == trace_counts(a, scheme) + trace_counts(b, scheme)).all()
+    each = [counts(operation, scheme) for operation in both.operations]
+    assert (trace_counts(both, scheme) == np.sum([np.zeros(len(UNITS)), *each], axis=0)).all()
 
 
-@given(TRACES, st.sampled_from([2, 3]))
-def test_features_are_the_traffic_of_the_trace(trace: Trace, parties: int) -> None:
-    scheme = Scheme(parties=parties)
-    counted, traffic = features(trace, scheme), trace.traffic(scheme)
-    assert counted.online == traffic.online
-    assert counted.dealer_bytes == sum(traffic.offline.bytes)
-    assert counted.rounds == max(traffic.online.rounds)
+@given(TRACES, st.sampled_from([Scheme(), TUNED]))
+def test_counts_are_the_traffic_of_the_trace(trace: Trace, scheme: Scheme) -> None:
+    counted, traffic = named(trace_counts(trace, scheme)), trace.traffic(scheme)
+    assert counted["ring_bytes"] + counted["binary_bytes"] == max(traffic.online.bytes)
+    assert counted["rounds"] == max(traffic.online.rounds)
+    assert counted["dealer_bytes"] == sum(traffic.offline.bytes)
+    assert counted["operations"] == len(trace.operations)
+    drawn = [event for _, events in trace.events(scheme) for event in events if isinstance(event, Correlation)]
+    assert counted["correlations"] == len(drawn)
 
 
 def test_relu_by_hand() -> None:
     # Of 232 bytes an element, 16 + 6 x 32 open bits of the adder, 8 the sign and 16 the product with it.
-    counted = features(Trace((Operation("relu", (Operand((10,), "secret"),), (10,)),)), Scheme())
-    assert (counted.rounds, counted.hops, counted.sent_bytes) == (9, 36, 2320)
-    assert (counted.binary_bytes, counted.ring_bytes) == (2080, 240)
-    assert (counted.operations, counted.macs) == (1, 0)
+    counted = named(counts(relu(10), Scheme()))
+    assert (counted["rounds"], counted["binary_bytes"], counted["ring_bytes"]) == (9, 2080, 240)
+    assert (counted["operations"], counted["macs"]) == (1, 0)
+    assert (counted["input_elements"], counted["output_elements"]) == (10, 10)
+
+
+# 232 bytes sent and 8 made an element: 240 touched.
+@pytest.mark.parametrize(
+    ("elements", "far_bytes", "memory_bytes"),
+    [(1250, 0, 0), (1251, 240, 0), (12_500, 2_700_000, 0), (20_000, 4_500_000, 1_800_000)],
+)
+def test_bytes_beyond_the_caches_by_hand(elements: int, far_bytes: int, memory_bytes: int) -> None:
+    counted = named(counts(relu(elements), Scheme()))
+    assert (counted["far_bytes"], counted["memory_bytes"]) == (far_bytes, memory_bytes)
+
+
+def test_a_product_by_hand() -> None:
+    # Both operands are masked and opened at once, 6 + 12 words, of a secret product.
+    counted = named(counts(product("secret"), Scheme()))
+    assert (counted["macs"], counted["input_elements"], counted["output_elements"]) == (24, 18, 8)
+    assert (counted["rounds"], counted["ring_bytes"], counted["correlations"]) == (1, 144, 1)
+    assert largest_message_bytes(product("secret"), Scheme()) == 144
 
 
 def test_tuned_openings_of_bits_and_of_words_are_told_apart_and_setup_is_left_out() -> None:
-    tuned = Scheme("tuned", transport="direct")
     trace = shape_reading(nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval(), (3, 8))
-    counted, messages = features(trace, tuned), [m for _, es in trace.events(tuned) for m in es if hasattr(m, "phase")]
-    online = [m for m in messages if m.phase == "online"]
+    counted = named(trace_counts(trace, TUNED))
+    messages = [event for _, events in trace.events(TUNED) for event in events if isinstance(event, Message)]
+    online = [message for message in messages if message.phase == "online"]
     by_collective = {c: sum(sum(m.payload_bytes) for m in online if m.collective == c) for c in ("open", "open_bits")}
-    assert (counted.ring_bytes, counted.binary_bytes) == (by_collective["open"], by_collective["open_bits"])
-    assert counted.ring_bytes > 0 < counted.binary_bytes
-    assert counted.ring_bytes + counted.binary_bytes == counted.sent_bytes
-    assert len(online) < len(messages) and counted.dealer_bytes == sum(trace.traffic(tuned).offline.bytes)
+    assert (counted["ring_bytes"], counted["binary_bytes"]) == (by_collective["open"], by_collective["open_bits"])
+    assert min(by_collective.values()) > 0
+    assert len(online) < len(messages) and counted["rounds"] == len(online)
 
 
-def test_macs_of_a_module() -> None:
-    module = nn.Sequential(nn.Linear(6, 4), nn.Identity()).eval()
-    counted = features(shape_reading(module, (5, 6)), Scheme())
-    assert counted.macs == 5 * 6 * 4
-    assert counted.operations == 1
+@pytest.mark.parametrize("scheme", [Scheme(), TUNED])
+def test_the_largest_message_is_one_that_is_sent_online(scheme: Scheme) -> None:
+    trace = shape_reading(nn.Sequential(nn.Linear(64, 4), nn.ReLU(), nn.Identity()).eval(), (3, 64))
+    for operation, events in trace.events(scheme):
+        sent = [e for e in events if isinstance(e, Message) and e.phase == "online"]
+        assert largest_message_bytes(operation, scheme) == max(sum(m.payload_bytes) for m in sent)
+    assert largest_message_bytes(Operation("negate", (Operand((9,), "secret"),), (9,)), scheme) == 0
 
 
-def test_vector_follows_the_names() -> None:
-    counted = features(shape_reading(nn.ReLU().eval(), (3, 7)), Scheme())
-    names = list(UNITS)
-    vector = counted.vector(names)
-    assert [vector[names.index(n)] for n in ("rounds", "binary_bytes")] == [9, 208 * 21]
-    assert not Features.zero(2).vector(names).any()
+def test_operations_are_fitted_together_where_the_same_parties_see_the_second_operand() -> None:
+    keys = {visibility: model_key(product(visibility)) for visibility in ("secret", "weight", "public")}
+    assert len(set(keys.values())) == 3 and keys["weight"] == "matmul weight"
+    assert model_key(relu(3)) == model_key(relu(4)) == "relu"
+
+
+def test_counts_do_not_depend_on_the_module_and_cannot_be_written_to() -> None:
+    counted = counts(relu(10), Scheme())
+    assert (counts(replace(relu(10), site="blocks.3.mlp"), Scheme()) == counted).all()
+    with pytest.raises(ValueError, match="read-only"):
+        counted[0] = 2
+
+
+def test_what_is_fitted_has_a_unit() -> None:
+    assert {*ONLINE_FEATURES, *DEALER_FEATURES} == set(UNITS)
+    assert not {"correlations", "dealer_bytes"} & set(ONLINE_FEATURES)  # dealer's work is no online time
+    assert trace_counts(Trace(()), Scheme()).tolist() == [0.0] * len(UNITS)
