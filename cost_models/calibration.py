@@ -125,9 +125,9 @@ class CalibrationPlan:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPlan:
-    """What a frozen model is tested on: operations, layers and networks of other shapes, run after it was fitted.
+    """What a frozen model is tested on: operations, layers and networks of other shapes, and links, after the fit.
 
-    The median over all passes is a point; every second pass against the others says how well such a median repeats.
+    The median over all passes is a point.
     """
 
     cases: tuple[Case, ...]
@@ -153,7 +153,7 @@ class Effort:
 CALIBRATION = Effort(cases=12, layers=0, networks=8, passes=15)
 EVALUATIONS: Mapping[str, Effort] = {
     "quick": Effort(cases=3, layers=6, networks=6, passes=5, links=3, link_repeats=3),
-    "full": Effort(cases=15, layers=12, networks=32, passes=18, links=13, link_repeats=9),
+    "full": Effort(cases=15, layers=12, networks=32, passes=9, links=13, link_repeats=9),
 }
 # Bandwidths and round-trip times that no named profile has; nothing is fitted on the unseen ones.
 CALIBRATION_LINKS = ("1gbit/1ms", "300mbit/35ms")
