@@ -22,6 +22,7 @@ from bench.machine import usable_cores
 from bench.run_directory import RunDirectory
 from calibrating import calibrate
 from cost_models.calibration import CalibrationPlan, Effort, EvaluationPlan, evaluation_plan, plan, save_default
+from cost_models.contenders import map_of_run
 from cost_models.latency_term import mixture_latency
 from cost_models.linear import CostModel
 from models.kinds import KINDS
@@ -326,6 +327,8 @@ class _Demo:
     def report(self) -> ReportSummary:
         """The page and its figures."""
         self.steps.update("report", 0.0, "drawing")
+        if (winners := map_of_run(self.run.path)) is not None:
+            self.run.write_json("winners.json", winners)
         summary = build(self.run.path)
         self.steps.finish("report")
         return summary

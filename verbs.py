@@ -299,15 +299,30 @@ def report(
     run: Annotated[Path, typer.Argument(help="run directory with records")],
     out: Annotated[Path | None, typer.Option(help="folder of the page; RUN/report")] = None,
 ) -> None:
-    """Draw fronts and figures and write one self-contained page from a run's records."""
+    """Draw fronts and figures and write one self-contained page from a run's records.
+
+    Where the run has several trained networks and the machine is calibrated, a winner map of them is made as well.
+    """
     from reports import build
 
     with progress_console.status("drawing"):
+        _add_winners(run)
         summary = build(run, out)
     for line in summary.findings:
         typer.echo(line)
     typer.echo(f"page: {summary.page}")
     finish(summary.to_json())
+
+
+def _add_winners(run: Path) -> None:
+    """Makes RUN/winners.json where it can be made and is absent, or older than the networks."""
+    from bench.run_directory import write_json
+    from cost_models.contenders import map_of_run
+
+    kept, networks = run / "winners.json", run / "networks.jsonl"
+    current = kept.exists() and not (networks.exists() and networks.stat().st_mtime > kept.stat().st_mtime)
+    if not current and (record := map_of_run(run)) is not None:
+        write_json(kept, record, indent=None)
 
 
 @app.command()

@@ -15,18 +15,19 @@ from bench.machine import usable_cores
 from bench.run_directory import RunDirectory
 from cost_models.calibration import load_default
 from cost_models.latency_term import MixtureLatency, mixture_latency
+from cost_models.linear import CostModel
 from models.names import spec_named
 from models.spec import ViTSpec
 from mpc.network import network
 from mpc.scheme import Scheme
-from nas.binarise import binarise
+from nas.binarise import KindsPerLayer, binarise
 from nas.budget import binarise_within
-from nas.data import load
+from nas.data import Dataset, load
 from nas.jobs import Job, run_jobs
 from nas.objectives import L1, Latency, Objective
 from nas.retrain import retrain, train_teacher
 from nas.scalars import tensorboard_writer
-from nas.search_mpcvit import search, zero_shot_accuracy
+from nas.search_mpcvit import SearchResult, search, zero_shot_accuracy
 from nas.settings import DEMO_L1_WEIGHT, DEMO_LATENCY_WEIGHT, DEMO_RETRAIN, DEMO_SEARCH, TrainSettings
 
 Record = dict[str, Any]
@@ -67,53 +68,99 @@ def parse_budget(text: str) -> tuple[float, str]:
     return float(match["seconds"]), network(match["link"]).name
 
 
+@dataclass(frozen=True)
+class Searched:
+    """A finished search: probabilities, and the kinds of every head of each network of its front, by name.
+
+    `latency` and `cost_model` are None under `l1`, `budget_s` where no budget was asked for.
+    """
+
+    run: RunDirectory
+    request: SearchRequest
+    scheme: Scheme
+    result: SearchResult
+    dataset: Dataset
+    latency: MixtureLatency | None
+    cost_model: CostModel | None
+    front: Mapping[str, KindsPerLayer]
+
+    @property
+    def budget_s(self) -> float | None:
+        """Seconds that the budget allows."""
+        return parse_budget(self.request.budget)[0] if self.request.budget else None
+
+    def within(self, seconds: float) -> KindsPerLayer:
+        """The likeliest choice that is predicted to take at most `seconds`; ValueError where there is none."""
+        if self.latency is None:
+            raise ValueError("a search under l1 knows no seconds; give it a link: --network cheetah-wan")
+        return binarise_within(self.result.p_LHK, self.latency, seconds, self.request.kinds[0])
+
+    def spec(self, chosen: KindsPerLayer) -> ViTSpec:
+        """The network of these kinds."""
+        return self.result.spec.with_kinds(chosen)
+
+    def predicted_s(self, chosen: KindsPerLayer) -> float | None:
+        """Seconds by the search's own latency term; None under l1."""
+        return self.latency.exact_s(chosen) if self.latency else None
+
+    def row(self, name: str, chosen: KindsPerLayer) -> Record:
+        """Keeps a network as front/NAME.json; accuracy is that right after binarisation, on validation images."""
+        return {
+            "name": name,
+            "heads": [layer.count(self.request.kinds[0]) for layer in chosen],
+            "accuracy": zero_shot_accuracy(self.result, chosen, self.dataset),
+            "seconds": self.predicted_s(chosen),
+            "spec": str(self.run.write_json(f"front/{name}.json", self.spec(chosen).to_json())),
+        }
+
+    def to_json(self) -> Record:
+        """The run, how well the mixture does, and the front as rows, each kept in front/."""
+        rows = [self.row(name, chosen) for name, chosen in self.front.items()]
+        found = {"objective": self.result.objective, "accuracy": self.result.accuracy}
+        return {"run": str(self.run.path), **found, "front": rows}
+
+
 def search_on_link(
     out: Path, request: SearchRequest, scheme: Scheme, on_epoch: Callable[[Record, int], None]
-) -> Record:
-    """MPCViT's search under the latency of a link, binarised at every ratio and within the budget; specs go to front/.
+) -> Searched:
+    """MPCViT's search under the latency of a link, binarised at every ratio and within the predicted budget.
 
     Other ratios or another budget for the same search train nothing again. Raises ValueError where the machine is not
-    calibrated for `scheme`, or the budget cannot be met.
+    calibrated for `scheme`, or no choice is predicted to meet the budget.
     """
     spec = spec_named(request.model)
-    latency = None if request.link == "l1" else _latency(spec, request, scheme)
+    cost_model = None if request.link == "l1" else _cost_model(scheme)
+    latency = None
+    if cost_model is not None:
+        latency = mixture_latency(spec, request.kinds, cost_model, scheme, network(request.link))
     if request.budget and latency is not None:  # one that nothing meets is refused before anything is trained
         undecided = torch.full((len(spec.blocks), max(spec.heads), len(request.kinds)), 1 / len(request.kinds))
         binarise_within(undecided, latency, parse_budget(request.budget)[0], request.kinds[0])
     dataset = load(request.data, spec.image_px)
     asked = {key: value for key, value in asdict(request).items() if key not in ("ratios", "budget")}
     run = RunDirectory.start(out, "search mpcvit", {**asked, **scheme.to_json()}, (request.seed,))
-    objective: Objective
-    weight = request.weight
-    if latency is None:
-        objective = L1(DEMO_L1_WEIGHT if weight is None else weight, request.kinds, request.kinds[0])
-    else:
-        objective = Latency(latency, DEMO_LATENCY_WEIGHT if weight is None else weight)
     settings = _lasting(DEMO_SEARCH, request.epochs)
-
     curves = tensorboard_writer(run.path / "tensorboard")
 
     def heard(record: Record) -> None:
         curves(record)
         on_epoch(record, settings.total_epochs)
 
-    result = search(spec, dataset, objective, settings, request.seed, run.path / "search", heard)
+    result = search(spec, dataset, _objective(request, latency), settings, request.seed, run.path / "search", heard)
     run.write_records("search", result.records)
     keep = request.kinds[0]
     choices = {f"{ratio:g}": binarise(result.p_LHK, request.kinds, ratio, keep=keep) for ratio in request.ratios}
-    if request.budget and latency is not None:
-        choices["budget"] = binarise_within(result.p_LHK, latency, parse_budget(request.budget)[0], keep)
-    rows = [
-        {
-            "name": name,
-            "heads": [layer.count(keep) for layer in chosen],
-            "accuracy": zero_shot_accuracy(result, chosen, dataset),
-            "seconds": latency.exact_s(chosen) if latency else None,
-            "spec": str(run.write_json(f"front/{name}.json", spec.with_kinds(chosen).to_json())),
-        }
-        for name, chosen in choices.items()
-    ]
-    return {"run": str(run.path), "objective": objective.name, "accuracy": result.accuracy, "front": rows}
+    found = Searched(run, request, scheme, result, dataset, latency, cost_model, choices)
+    if found.budget_s is not None:
+        choices["budget"] = found.within(found.budget_s)
+    return found
+
+
+def _objective(request: SearchRequest, latency: MixtureLatency | None) -> Objective:
+    weight = request.weight
+    if latency is None:
+        return L1(DEMO_L1_WEIGHT if weight is None else weight, request.kinds, request.kinds[0])
+    return Latency(latency, DEMO_LATENCY_WEIGHT if weight is None else weight)
 
 
 def _lasting(settings: TrainSettings, epochs: int | None) -> TrainSettings:
@@ -123,14 +170,14 @@ def _lasting(settings: TrainSettings, epochs: int | None) -> TrainSettings:
     return replace(settings, epochs=epochs, warmup_epochs=min(settings.warmup_epochs, epochs / 2))
 
 
-def _latency(spec: ViTSpec, request: SearchRequest, scheme: Scheme) -> MixtureLatency:
+def _cost_model(scheme: Scheme) -> CostModel:
     cost_model = load_default(scheme)
     if cost_model is None:
         raise ValueError(
-            f"a latency term needs a calibration of this machine for {scheme.label}; "
-            f"run: mpc-pareto calibrate --scheme {scheme.name} --functions {scheme.functions}"
+            f"a latency term needs a calibration of this machine for {scheme.label}; run: mpc-pareto calibrate "
+            f"--scheme {scheme.name} --functions {scheme.functions} --transport {scheme.transport}"
         )
-    return mixture_latency(spec, request.kinds, cost_model, scheme, network(request.link))
+    return cost_model
 
 
 def retrain_front(

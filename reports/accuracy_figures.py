@@ -13,7 +13,7 @@ from reports.candidates import Reading, families, links, reading
 from reports.front import Point, hypervolume, non_dominated, reference_point
 from reports.labels import Anchor, place_labels
 from reports.provenance import footer, mode_by_network
-from reports.records_read import CandidateRecord
+from reports.records import CandidateRecord
 from reports.style import FAINT, INK, MARKERS, MUTED, PAPER, Drawing, bare, colours, new_figure
 
 _MARK_PT = 7.0

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from reports.provenance import footer, mode_by_network
-from reports.records_read import AttentionRecord, ShapeRecord
+from reports.records import AttentionRecord, ShapeRecord
 from reports.style import BLUE, GREEN, MUTED, ORANGE, PAPER, PURPLE, SKY, Drawing, bare, new_figure
 
 REFERENCE_KIND = "softmax"

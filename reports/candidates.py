@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from reports.records_read import CandidateRecord
+from reports.records import CandidateRecord
 
 _PREFERRED_LINKS = ("cheetah-lan", "cheetah-wan")
 

@@ -44,7 +44,7 @@ def _conform_typed_dict(value: object, declared: Any, where: str) -> None:
     assert isinstance(value, dict)
     missing = sorted(declared.__required_keys__ - value.keys())
     if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}; reports/records_read.py says what a record holds")
+        raise ValueError(f"{where} lacks {', '.join(missing)}; reports/records.py says what a record holds")
     for key, hint in get_type_hints(declared).items():
         if key in value:
             conform(value[key], hint, f"{where}.{key}")
@@ -53,4 +53,4 @@ def _conform_typed_dict(value: object, declared: Any, where: str) -> None:
 def _expect(value: object, allowed: tuple[type, ...], where: str) -> None:
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
         wanted = " or ".join(kind.__name__ for kind in allowed)
-        raise ValueError(f"{where} is {value!r}, expected {wanted}; reports/records_read.py says what a record holds")
+        raise ValueError(f"{where} is {value!r}, expected {wanted}; reports/records.py says what a record holds")

@@ -1,11 +1,8 @@
-"""Where secure seconds go, and how well they are predicted."""
+"""Where secure seconds go."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import median
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,27 +10,13 @@ from matplotlib.patches import Patch
 
 from reports.accuracy_figures import panel
 from reports.candidates import links
-from reports.provenance import footer, mode_by_network
-from reports.records_read import CalibrationRecord, CandidateRecord
-from reports.style import (
-    BLUE,
-    FAINT,
-    GREEN,
-    INK,
-    MUTED,
-    PAPER,
-    VERMILLION,
-    Drawing,
-    bare,
-    colours,
-    new_figure,
-    significant,
-)
+from reports.provenance import footer
+from reports.records import CandidateRecord
+from reports.style import FAINT, PAPER, Drawing, bare, colours, new_figure, significant
 
 _OPS_SHOWN = 7
 _BARS_SHOWN = 14
 _OTHER = "other ops"
-BAND = 0.15
 
 
 def latency_by_op(candidates: Sequence[CandidateRecord]) -> Drawing | None:
@@ -129,120 +112,3 @@ def _stack(axes: Axes, bars: Sequence[CandidateRecord], link: str, ops: Sequence
     axes.set_xlim(0, 1.12 * float(ends.max()))
     axes.set_xlabel(f"secure latency on {link} (s)")
     bare(axes, grid="x")
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """An observed and a predicted number of seconds; `mode` says how the observed one came about."""
-
-    group: str
-    what: str
-    network: str
-    mode: str
-    measured_s: float
-    predicted_s: float
-
-    @property
-    def error(self) -> float:
-        """Relative to the measured value."""
-        return abs(self.predicted_s - self.measured_s) / self.measured_s
-
-
-FIT, HELD_OUT, FOUND = "fit", "held out", "networks found"
-MEASURED = "measured"
-
-
-def pairs(calibration: CalibrationRecord | None, candidates: Sequence[CandidateRecord]) -> list[Pair]:
-    """Every workload known both ways: of the fit, held out of it, and the candidates.
-
-    Points of a calibration are measured on loopback and replayed on any other network.
-    """
-    known: list[Pair] = []
-    if calibration is not None:
-        for group, points in ((FIT, calibration["fit"]), (HELD_OUT, calibration["held_out"])):
-            known += [
-                Pair(group, p["what"], p["network"], _mode(p["network"]), p["measured_s"], p["predicted_s"])
-                for p in points
-            ]
-    for candidate in candidates:
-        for link, observed in candidate["measured_s"].items():
-            if predicted := candidate["seconds"].get(link):
-                seconds = (observed["median"], predicted["p50"])
-                known.append(Pair(FOUND, candidate["name"], link, observed["mode"], *seconds))
-    return [pair for pair in known if pair.measured_s > 0 and pair.predicted_s > 0]
-
-
-def _mode(network: str) -> str:
-    return MEASURED if network == "loopback" else "replayed"
-
-
-def errors(known: Sequence[Pair], group: str) -> tuple[float, float, int] | None:
-    """Median and 90th percentile of the relative error in `group`, and the number of pairs; None without any.
-
-    Measured pairs only: replayed seconds share hops x delay + bytes / bandwidth with the prediction, so their agreement
-    says little about it.
-    """
-    values = [pair.error for pair in known if pair.group == group and pair.mode == MEASURED]
-    return (median(values), float(np.quantile(values, 0.9)), len(values)) if values else None
-
-
-_PAIR_MARKS: dict[str, dict[str, Any]] = {
-    FIT: {"marker": "o", "markerfacecolor": "none", "markeredgecolor": BLUE, "markersize": 5.5, "zorder": 3},
-    HELD_OUT: {"marker": "^", "markerfacecolor": VERMILLION, "markeredgecolor": PAPER, "markersize": 6.5, "zorder": 5},
-    FOUND: {"marker": "D", "markerfacecolor": GREEN, "markeredgecolor": PAPER, "markersize": 5.5, "zorder": 4},
-}
-_REPLAYED_MARK: dict[str, Any] = {"marker": "x", "markeredgecolor": FAINT, "markersize": 4.5, "alpha": 0.7, "zorder": 2}
-
-
-def predicted_against_measured(
-    calibration: CalibrationRecord | None, candidates: Sequence[CandidateRecord]
-) -> Drawing | None:
-    """Figure: log-log with y = x and a band of 15 %, relative error below; None where nothing is known both ways."""
-    known = pairs(calibration, candidates)
-    if not known:
-        return None
-    sources = [*([calibration] if calibration else []), *candidates]
-    modes = mode_by_network((pair.mode, pair.network) for pair in known)
-    figure = new_figure(5.8, footer(sources, phases="online", modes=modes), width_in=6.5)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 1))
-    _draw_pairs(upper, lower, known)
-    seconds = [value for pair in known for value in (pair.measured_s, pair.predicted_s)]
-    ends = np.array([min(seconds) / 1.5, max(seconds) * 1.5])
-    upper.fill_between(ends, ends * (1 - BAND), ends * (1 + BAND), color=MUTED, alpha=0.15, linewidth=0)
-    upper.plot(ends, ends, color=INK, linewidth=0.9)
-    upper.set(xscale="log", yscale="log", xlim=ends, ylim=ends, ylabel="predicted latency (s)")
-    lower.axhspan(-100 * BAND, 100 * BAND, color=MUTED, alpha=0.15, linewidth=0, label="within 15 %")
-    lower.axhline(0, color=INK, linewidth=0.9)
-    lower.set(xlabel="measured or replayed latency (s)", ylabel="relative error (%)")
-    reach = 1.15 * max(100 * BAND, *(100 * pair.error for pair in known))
-    lower.set_ylim(-reach, reach)
-    upper.legend(
-        handles=[*upper.get_legend_handles_labels()[0], *lower.get_legend_handles_labels()[0]], loc="upper left"
-    )
-    return Drawing(
-        "predicted_measured",
-        "Predicted against measured",
-        "Hollow circles: workloads that the cost model was fitted on. Filled triangles: shapes and networks that it "
-        "never saw. Diamonds: the networks of the front figure, measured on loopback. Faint crosses: replayed on other "
-        "links, where hops x delay + bytes / bandwidth stands on both sides; they count in no error. Line: predicted = "
-        "measured. Errors are relative to the measured seconds.",
-        figure,
-        ("group", "what", "network", "mode", "measured_s", "predicted_s", "relative_error"),
-        tuple((p.group, p.what, p.network, p.mode, p.measured_s, p.predicted_s, p.error) for p in known),
-    )
-
-
-def _draw_pairs(upper: Axes, lower: Axes, known: Sequence[Pair]) -> None:
-    for group, mark in _PAIR_MARKS.items():
-        if stats := errors(known, group):
-            label = f"{group}: median error {100 * stats[0]:.1f} %, p90 {100 * stats[1]:.1f} %, n = {stats[2]}"
-            chosen = [pair for pair in known if pair.group == group and pair.mode == MEASURED]
-            _scatter(upper, lower, chosen, label, mark)
-    if others := [pair for pair in known if pair.mode != MEASURED]:
-        _scatter(upper, lower, others, "replayed: link term in common", _REPLAYED_MARK)
-
-
-def _scatter(upper: Axes, lower: Axes, shown: Sequence[Pair], label: str, mark: dict[str, Any]) -> None:
-    measured_s = [pair.measured_s for pair in shown]
-    upper.plot(measured_s, [pair.predicted_s for pair in shown], linestyle="none", label=label, **mark)
-    lower.plot(measured_s, [100 * (p.predicted_s / p.measured_s - 1) for p in shown], linestyle="none", **mark)

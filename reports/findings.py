@@ -1,4 +1,4 @@
-"""At most five lines that say what a run found, each computed from its records."""
+"""At most six lines that say what a run found, each computed from its records."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from statistics import median
 from reports.accuracy_figures import Panel, panel
 from reports.attention_figures import Comparison, compare
 from reports.candidates import links
-from reports.cost_figures import FOUND, HELD_OUT, errors, pairs
+from reports.prediction_figures import FOUND, FRONT, errors, of_networks
 from reports.records_read import Run
 from reports.search_figures import last_epochs, short_objective
 from reports.style import significant
 
 
 def findings(run: Run) -> tuple[str, ...]:
-    """Attention kinds, front, search, prediction, secure accuracy: a line each, where its records exist."""
-    lines = (_attention(run), _fronts(run), _search(run), _prediction(run), _secure_accuracy(run))
+    """Attention kinds, front, search, budget, prediction, secure accuracy: a line each, where its records exist."""
+    lines = (_attention(run), _fronts(run), _search(run), _budget(run), _prediction(run), _secure_accuracy(run))
     return tuple(line for line in lines if line)
 
 
@@ -78,14 +78,31 @@ def _search(run: Run) -> str | None:
     return f"Latency gradient of the search after the last epoch, median over seeds: {', '.join(parts)}."
 
 
+def _budget(run: Run) -> str | None:
+    tried = [record for record in run.remeasured if "budget" in record]
+    if not tried:
+        return None
+    asked, network = tried[0]["budget"]["asked_s"], tried[0]["network"]
+    met = [record for record in tried if record["budget"]["met"]]
+    chosen = met[0] if met else min(tried, key=lambda record: record["measured_s"]["median"])
+    seconds = f"{significant(chosen['measured_s']['median'])} s ({chosen['mode']})"
+    verdict = f"met, by {seconds}" if met else f"not met: the fastest tried takes {seconds}"
+    return f"Budget of {asked:g} s on {network}: {verdict}; {len(tried)} network{'s' * (len(tried) > 1)} tried."
+
+
 def _prediction(run: Run) -> str | None:
-    known = pairs(run.calibration, run.candidates)
-    parts = [
-        f"median error {100 * stats[0]:.1f} %, 90th percentile {100 * stats[1]:.1f} % on {stats[2]} {what}"
-        for group, what in ((HELD_OUT, "held-out workloads"), (FOUND, "loopback runs of the networks shown here"))
-        if (stats := errors(known, group))
-    ]
-    return f"Predicted latency: {'; '.join(parts)}." if parts else None
+    parts = []
+    for group, evaluation in (run.calibration["evaluation"] if run.calibration else {}).items():
+        scores = evaluation["scores"]
+        parts.append(
+            f"{group} never seen: median error {100 * scores['median_error']:.1f} %, "
+            f"{100 * scores['within_10']:.0f} % within 10 % (n = {scores['points']})"
+        )
+    known = of_networks(run.candidates, run.remeasured)
+    for group, what in ((FOUND, "networks shown here"), (FRONT, "front of the search")):
+        if stats := errors(known, group):
+            parts.append(f"{what}, measured: median error {100 * stats[0]:.1f} % (n = {stats[2]})")
+    return f"Predicted latency of {'; '.join(parts)}." if parts else None
 
 
 def _secure_accuracy(run: Run) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from reports.records_read import SchemeRecord
+from reports.records import SchemeRecord
 from reports.style import FOOTER_SEPARATOR
 
 TFP_MEANING = (

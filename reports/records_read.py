@@ -1,20 +1,8 @@
-"""What a run directory must hold for the report, and reading it.
+"""Reading a run directory for the report.
 
 Every file may be absent. Keys beyond the declared ones are ignored; a missing key, a value of the wrong type, NaN or an
 unknown schema is an error that names file, line and key. Where a file holds a record twice (same identity), the later
-one counts, so that a resumed run may append.
-
-| file | a record | identity |
-|---|---|---|
-| attention.jsonl | `AttentionRecord` a line; measured, and replayed on other networks | kind, shape, scheme, network |
-| networks.jsonl | `CandidateRecord` a line | name |
-| calibration.json | one `CalibrationRecord` | |
-| search.jsonl | `SearchEpochRecord` a line | objective, seed, epoch |
-| cross_table.json | one `CrossTableRecord` | |
-| manifest.json | anything; `versions`, `machine`, `commit`, `arguments`, `seeds` are shown | |
-
-All seconds are those of the slowest party. Accuracies, agreements and errors are fractions in 0..1. `None` means not
-measured, never 0.
+one counts, so that a resumed run may append. `reports/records.py` says what the files hold.
 """
 
 from __future__ import annotations
@@ -23,193 +11,21 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypedDict
+from typing import Any, NoReturn
 
 from reports.conform import conform
+from reports.records import (
+    AttentionRecord,
+    CalibrationRecord,
+    CandidateRecord,
+    CrossTableRecord,
+    RemeasuredRecord,
+    SearchEpochRecord,
+    WinnerMapRecord,
+)
 
 SCHEMA = 1
-
-
-class PhaseRecord(TypedDict):
-    """Traffic of one phase: the largest value over parties, and all of them in `per_party`."""
-
-    rounds: int
-    bytes: int
-    hops: int
-    per_party: list[Any]
-
-
-class SpreadRecord(TypedDict):
-    """Median and interquartile range of n runs, in seconds; `samples` holds the raw values where they were kept."""
-
-    median: float
-    iqr: float
-    n: int
-
-
-class MeasuredRecord(SpreadRecord):
-    """`mode` is measured, replayed, emulated-transport or emulated-link."""
-
-    mode: str
-
-
-class IntervalRecord(TypedDict):
-    """A predicted number of seconds with its 5 % and 95 % quantiles."""
-
-    p50: float
-    p05: float
-    p95: float
-
-
-class SchemeRecord(TypedDict):
-    """`Scheme.to_json()`."""
-
-    name: str
-    parties: int
-    functions: str
-    dealer: str
-    transport: str
-    weights: str
-    precision_bits: int
-
-
-class ShapeRecord(TypedDict):
-    """One attention layer, projections included."""
-
-    tokens: int
-    dim: int
-    heads: int
-    batch: int
-
-
-class AttentionSeconds(TypedDict):
-    """Seconds of a whole batch: online phase, dealer, both; the last two are None where the mode cannot tell."""
-
-    online: SpreadRecord
-    dealer: SpreadRecord | None
-    total: SpreadRecord | None
-
-
-class AttentionRecord(TypedDict):
-    """One attention kind on one network: `"record": "attention"`."""
-
-    schema: int
-    record: str
-    workload: str
-    kind: str
-    shape: ShapeRecord
-    scheme: SchemeRecord
-    network: str
-    mode: str
-    online: PhaseRecord
-    offline: PhaseRecord
-    setup: PhaseRecord
-    seconds: AttentionSeconds
-    seconds_per_image: float
-    peak_bytes: int | None
-    max_abs_error: float | None
-    machine: dict[str, Any]
-
-
-class TestedRecord(TypedDict, total=False):
-    """How many images an accuracy was counted on, where that is known."""
-
-    test_images: int
-
-
-class CandidateRecord(TestedRecord):
-    """One trained network: `"record": "candidate"`.
-
-    `name` is short (it labels points, about 14 characters) and unique. `found_by` is a family such as `uniform`,
-    `mpcvit/l1` or `mpcvit/latency@cheetah-wan`. `kinds` holds, for each layer, the kind of each head. `accuracy` is
-    plain top-1 on `test_images` test images; the `secure_*` values come from `secure_images` images. `seconds`,
-    `measured_s` and `by_op_s` are keyed by network and are online seconds for one image (batch 1); `by_op_s` splits the
-    run behind `measured_s`.
-    """
-
-    schema: int
-    record: str
-    name: str
-    found_by: str
-    seed: int
-    ratio: float | None
-    kinds: list[list[str]]
-    params: int
-    macs: int
-    accuracy: float
-    secure_accuracy: float | None
-    secure_images: int
-    agreement: float | None
-    max_logit_difference: float | None
-    min_plain_margin: float | None
-    seconds: dict[str, IntervalRecord]
-    measured_s: dict[str, MeasuredRecord]
-    by_op_s: dict[str, dict[str, float]]
-    online: PhaseRecord
-    scheme: SchemeRecord
-    machine: dict[str, Any]
-
-
-class FitPointRecord(TypedDict):
-    """One workload, measured or replayed, beside its prediction."""
-
-    what: str
-    shape: Any
-    network: str
-    measured_s: float
-    predicted_s: float
-
-
-class CalibrationRecord(TypedDict):
-    """The fitted cost model: `"record": "calibration"`. `median_error` and `p90_error` are relative, on `held_out`."""
-
-    schema: int
-    record: str
-    coefficients: dict[str, Any]
-    fit: list[FitPointRecord]
-    held_out: list[FitPointRecord]
-    median_error: float
-    p90_error: float
-    scheme: SchemeRecord
-    machine: dict[str, Any]
-
-
-class SearchEpochRecord(TypedDict):
-    """One epoch of a search: `"record": "search_epoch"`; `p_relu_softmax[layer][head]` after the epoch.
-
-    `accuracy` (validation) and the latency values are None where they were not computed.
-    """
-
-    schema: int
-    record: str
-    objective: str
-    seed: int
-    epoch: int
-    loss: float
-    cross_entropy: float
-    latency_s: float | None
-    latency_gradient_norm: float | None
-    accuracy: float | None
-    p_relu_softmax: list[list[float]]
-
-
-class CrossRowRecord(TypedDict):
-    """Networks found for one objective, run on every network."""
-
-    found_for: str
-    ratio: float | None
-    seed: int
-    seconds: dict[str, float]
-    relu_softmax_heads: list[int]
-
-
-class CrossTableRecord(TypedDict):
-    """Found for one network, run on another: `"record": "cross_table"`."""
-
-    schema: int
-    record: str
-    rows: list[CrossRowRecord]
-    verdict: str
+SCHEMAS = {"calibration": 2}  # of the kinds that have moved on
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +37,8 @@ class Run:
     calibration: CalibrationRecord | None
     search: tuple[SearchEpochRecord, ...]
     cross_table: CrossTableRecord | None
+    remeasured: tuple[RemeasuredRecord, ...]
+    winners: WinnerMapRecord | None
     manifest: Mapping[str, Any]
     missing: tuple[str, ...]
     notes: tuple[str, ...]
@@ -242,18 +60,23 @@ def read_run(run_dir: Path) -> Run:
     )
     calibration = _single(run_dir / "calibration.json", "calibration", CalibrationRecord)
     cross_table = _single(run_dir / "cross_table.json", "cross_table", CrossTableRecord)
+    remeasured = _lines(run_dir / "remeasured.jsonl", "remeasured", RemeasuredRecord, lambda r: r["name"], notes)
+    winners = _single(run_dir / "winners.json", "winner_map", WinnerMapRecord)
     manifest_path = run_dir / "manifest.json"
     manifest = _decode(manifest_path.read_text("utf-8"), "manifest.json") if manifest_path.exists() else {}
     found = {
         "attention.jsonl: attention kinds": attention,
         "networks.jsonl: candidates, fronts and breakdown by op": candidates,
-        "calibration.json: error of the cost model, fitted and held out": calibration,
+        "calibration.json: error of the cost model on what it never saw": calibration,
         "search.jsonl: course of the search": search,
         "cross_table.json: found for one network, run on another": cross_table,
+        "remeasured.jsonl: a search's front, measured": remeasured,
+        "winners.json: the fastest by bandwidth and delay": winners,
         "manifest.json: versions, machine, commit": manifest,
     }
     missing = tuple(what for what, records in found.items() if not records)
-    return Run(attention, candidates, calibration, search, cross_table, manifest, missing, tuple(notes))
+    known = (attention, candidates, calibration, search, cross_table, remeasured, winners)
+    return Run(*known, manifest, missing, tuple(notes))
 
 
 def _attention_identity(record: Any) -> tuple[str, ...]:
@@ -303,8 +126,9 @@ def _decode(text: str, where: str) -> Any:
 
 
 def _check(record: Any, kind: str, declared: Any, where: str) -> None:
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        known = f"this version reads schema {SCHEMA}"
+    schema = SCHEMAS.get(kind, SCHEMA)
+    if not isinstance(record, dict) or record.get("schema") != schema:
+        known = f"this version reads schema {schema}"
         raise ValueError(f"{where} is no record of a known schema; {known}: update mpc-pareto or repeat the run")
     if record.get("record") != kind:
         raise ValueError(f"{where} is a {record.get('record')!r} record, expected {kind!r}")

@@ -9,13 +9,16 @@ from typing import Any
 
 from reports.accuracy_figures import accuracy_against_latency, accuracy_against_macs
 from reports.attention_figures import attention_relative
-from reports.cost_figures import latency_by_op, predicted_against_measured
+from reports.cost_figures import latency_by_op
 from reports.findings import findings
 from reports.page import page
+from reports.prediction_figures import predictions
 from reports.provenance import footer
+from reports.records import WinnerMapRecord
 from reports.records_read import Run, read_run
 from reports.search_figures import search_course
 from reports.style import Drawing, FigureFiles, house_style, write
+from reports.winner_figures import winner_map
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +45,12 @@ def build(run_dir: Path, out: Path | None = None) -> ReportSummary:
     """Writes `index.html` and `figures/` into `out` (`run_dir/report` by default) from the records of `run_dir`.
 
     A section whose record is absent is left out and named on the page. Raises ValueError where `run_dir` is not a
-    directory, holds none of the records, or holds one that is not what `reports.records_read` says.
+    directory, holds none of the records, or holds one that is not what `reports.records` says.
     """
     run = read_run(run_dir)
-    if not (run.attention or run.candidates or run.calibration or run.search or run.cross_table):
+    if not any(
+        (run.attention, run.candidates, run.calibration, run.search, run.cross_table, run.remeasured, run.winners)
+    ):
         raise ValueError(f"{run_dir} holds no records to report: missing {'; '.join(run.missing)}")
     out = run_dir / "report" if out is None else out
     out.mkdir(parents=True, exist_ok=True)
@@ -59,11 +64,20 @@ def build(run_dir: Path, out: Path | None = None) -> ReportSummary:
     return ReportSummary(target, files, lines, run.missing)
 
 
+def draw_winner_map(record: WinnerMapRecord, folder: Path) -> FigureFiles:
+    """Writes the figure of a winner map as PNG, SVG and CSV into `folder`."""
+    with house_style():
+        drawing = winner_map(record)
+        assert drawing is not None
+        return write(drawing, folder)
+
+
 def _drawings(run: Run) -> Iterable[Drawing | None]:
     yield accuracy_against_latency(run.candidates)
     yield attention_relative(run.attention)
-    yield predicted_against_measured(run.calibration, run.candidates)
+    yield winner_map(run.winners)
     yield latency_by_op(run.candidates)
+    yield from predictions(run.calibration, run.candidates, run.remeasured)
     yield search_course(run.search, _search_footer(run))
     yield accuracy_against_macs(run.candidates)
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.ticker import MaxNLocator
 
-from reports.records_read import SearchEpochRecord
+from reports.records import SearchEpochRecord
 from reports.style import MARKERS, PAPER, Drawing, bare, colours, new_figure
 
 _SEEDS_SHOWN = 3

@@ -9,8 +9,9 @@ from html import escape
 from reports.accuracy_figures import panel
 from reports.attention_figures import REFERENCE_KIND, compare, shape_label
 from reports.candidates import links, reading
-from reports.cost_figures import FIT, HELD_OUT, errors, pairs
-from reports.records_read import AttentionRecord, CandidateRecord, Run, SpreadRecord
+from reports.prediction_figures import MODEL
+from reports.records import AttentionRecord, CandidateRecord, RemeasuredRecord, ScoresRecord, SpreadRecord
+from reports.records_read import Run
 from reports.style import significant
 
 _ABSENT = "\N{EN DASH}"
@@ -108,19 +109,75 @@ def cross_table(run: Run) -> str:
 
 
 def calibration_table(run: Run) -> str:
-    """Error of the fit and of what was held out, by network, and the coefficients."""
+    """Scores on what the cost model never saw, by group, the model beside each baseline; then what was fitted."""
     if run.calibration is None:
         return ""
-    known = pairs(run.calibration, ())
-    rows = []
-    for group in (FIT, HELD_OUT):
-        for network in (None, *dict.fromkeys(p.network for p in known if p.group == group)):
-            chosen = [p for p in known if network in (None, p.network)]
-            if stats := errors(chosen, group):
-                rows.append((group, network or "all", stats[2], _percent(stats[0]), _percent(stats[1])))
-    coefficients = [(name, _coefficient(value)) for name, value in run.calibration["coefficients"].items()]
-    fit = _table(("points", "network", "n", "median error", "90th percentile"), rows, text_columns=2)
-    return fit + _table(("coefficient", "value"), coefficients, text_columns=1)
+    rows: list[tuple[object, ...]] = []
+    for group, evaluation in run.calibration["evaluation"].items():
+        own = evaluation["scores"]
+        coverage = (_percent(own["coverage_90"]), _percent(own["coverage_50"]))
+        repeats = (_percent(own["repeatability_median"]), _percent(own["repeatability_p90"]))
+        rows.append((group, MODEL, *_scores(own), *coverage, *repeats))
+        for name, said in evaluation["baselines"].items():
+            told = (_ABSENT,) * 6 if said is None else _scores(said)
+            rows.append((group, name, *told, *(_ABSENT,) * 4))
+    head = ["group", "predicted by", "n", "median error", "90th percentile", "within 10 %", "Spearman", "Kendall"]
+    head += ["inside 90 %", "inside 50 %", "repeatability", "its 90th percentile"]
+    scores = _table(head, rows, text_columns=2) if rows else "<p>The cost model was not tested.</p>"
+    return scores + _fitted(run)
+
+
+def _scores(scores: ScoresRecord) -> tuple[object, ...]:
+    shares = (_percent(scores[key]) for key in ("median_error", "p90_error", "within_10"))
+    return (scores["points"], *shares, _ratio(scores["spearman"], 3), _ratio(scores["kendall"], 3))
+
+
+def _fitted(run: Run) -> str:
+    assert run.calibration is not None
+    units = dict.fromkeys(name for seconds in run.calibration["operations"].values() for name in seconds)
+    rows = [
+        (key or "any other", *(_seconds_of(seconds.get(name)) for name in units))
+        for key, seconds in sorted(run.calibration["operations"].items())
+    ]
+    constants = ", ".join(f"{key} {run.calibration[key]:.4g}" for key in ("factor", "wake_s", "link_spread", "threads"))
+    table = _table(["operation", *(f"s of {name}" for name in units)], rows, text_columns=1)
+    return f"<details><summary>What was fitted ({escape(constants)})</summary>{table}</details>"
+
+
+def _seconds_of(value: float | None) -> str:
+    return f"{value:.3g}" if value else _ABSENT
+
+
+def remeasured_table(records: Sequence[RemeasuredRecord]) -> str:
+    """A search's front, measured beside predicted, and what was tried for a budget."""
+    if not records:
+        return ""
+    rows = [
+        (
+            r["name"],
+            _kinds(r["kinds"]),
+            r["network"],
+            r["mode"],
+            _spread(r["measured_s"]),
+            _predicted(r),
+            _ratio(r["ratio"]),
+            {None: _ABSENT, True: "yes", False: "no"}[r["within_90"]],
+            f"{r['budget']['asked_s']:g} s: {'met' if r['budget']['met'] else 'not met'}" if "budget" in r else _ABSENT,
+            r["online"]["rounds"],
+            _megabytes(r["online"]["bytes"]),
+        )
+        for r in records
+    ]
+    head = ["name", "heads by kind", "network", "mode", "measured s, median (iqr, n)", "predicted s (5 % to 95 %)"]
+    head += ["predicted / measured", "in the interval", "budget", "rounds", "online MB"]
+    return _table(head, rows, text_columns=4)
+
+
+def _predicted(record: RemeasuredRecord) -> str:
+    seconds = record["predicted_s"]
+    if seconds is None:
+        return _ABSENT
+    return f"{significant(seconds['p50'])} ({significant(seconds['p05'])} to {significant(seconds['p95'])})"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]], *, text_columns: int) -> str:
@@ -166,13 +223,9 @@ def _number(value: float | None, digits: int = 3) -> str:
     return _ABSENT if value is None else significant(value, digits)
 
 
-def _ratio(value: float | None) -> str:
-    return _ABSENT if value is None else f"{value:.2f}"
+def _ratio(value: float | None, digits: int = 2) -> str:
+    return _ABSENT if value is None else f"{value:.{digits}f}"
 
 
 def _megabytes(value: int | None) -> str:
     return _ABSENT if value is None else f"{value / 1e6:.2f}"
-
-
-def _coefficient(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

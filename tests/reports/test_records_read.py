@@ -71,3 +71,25 @@ def test_the_later_of_two_equal_identities_counts(run_dir: Path) -> None:
     candidates = read_run(run_dir).candidates
     assert len(candidates) == 21
     assert candidates[0]["accuracy"] == 0.5
+
+
+def test_a_calibration_of_the_first_schema_is_refused(run_dir: Path) -> None:
+    path = run_dir / "calibration.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 1}))
+    with pytest.raises(
+        ValueError, match=r"calibration\.json is no record of a known schema; this version reads schema 2"
+    ):
+        read_run(run_dir)
+
+
+def test_what_nothing_is_said_of_may_be_null(run_dir: Path) -> None:
+    path = run_dir / "calibration.json"
+    record = json.loads(path.read_text())
+    record["evaluation"]["links"]["points"][0]["repeatability"] = None
+    record["evaluation"]["links"]["baselines"]["FLOPs"] = None
+    path.write_text(json.dumps(record))
+    assert read_run(run_dir).missing == ()
+    record["evaluation"]["links"]["points"][0]["p05_s"] = None
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"evaluation\.links\.points\[0\]\.p05_s is None"):
+        read_run(run_dir)

@@ -13,7 +13,16 @@ from matplotlib.image import imread
 
 from reports import ReportSummary, build
 
-FIGURES = {"accuracy_latency", "accuracy_macs", "attention_kinds", "latency_by_op", "predicted_measured", "search"}
+BASELINES = ("flops", "relu_count", "bytes_only", "rounds_only", "rounds_x_rtt", "sum_over_heads")
+PREDICTIONS = {"predicted_measured", *(f"predicted_measured_{name}" for name in BASELINES)}
+FIGURES = PREDICTIONS | {
+    "accuracy_latency",
+    "accuracy_macs",
+    "attention_kinds",
+    "latency_by_op",
+    "search",
+    "winner_map",
+}
 SVG_TEXT = "{http://www.w3.org/2000/svg}text"
 
 
@@ -74,7 +83,7 @@ def test_the_page_stands_alone(report: ReportSummary) -> None:
 
 def test_the_page_starts_with_the_findings(report: ReportSummary) -> None:
     page = report.page.read_text()
-    assert len(report.findings) == 5
+    assert len(report.findings) == 6
     positions = [page.index(finding[:30]) for finding in report.findings]
     assert positions == sorted(positions)
     assert positions[-1] < page.index("<svg")
@@ -105,13 +114,88 @@ def test_replayed_seconds_are_shown_but_count_in_no_error(run_dir: Path) -> None
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     summary = build(run_dir)
     (finding,) = [line for line in summary.findings if line.startswith("Predicted latency")]
-    assert "median error 100.0 %, 90th percentile 100.0 % on 12 loopback runs" in finding
+    assert "networks shown here, measured: median error 100.0 % (n = 12)" in finding
     files = next(files for files in summary.figures if files.name == "predicted_measured")
     text = svg_texts(files.svg)
-    assert "networks found: median error 100.0 %, p90 100.0 %, n = 12" in text
+    assert "networks found: median error 100 %, p90 100 %, n = 12" in text
     assert "replayed: link term in common" in text
     rows = list(csv.DictReader(io.StringIO(files.csv.read_text())))
-    assert {(row["network"] == "loopback", row["mode"]) for row in rows} == {(True, "measured"), (False, "replayed")}
+    found = [row for row in rows if row["group"] == "networks found"]
+    assert {(row["network"] == "loopback", row["mode"]) for row in found} == {(True, "measured"), (False, "replayed")}
+
+
+def test_a_figure_shows_a_baseline_where_it_says_something(run_dir: Path) -> None:
+    record = json.loads((run_dir / "calibration.json").read_text())
+    keep_only(run_dir, "calibration.json")
+    del record["evaluation"]["layers"]  # the only group that sums over heads
+    (run_dir / "calibration.json").write_text(json.dumps(record))
+    summary = build(run_dir)
+    assert {files.name for files in summary.figures} == PREDICTIONS - {"predicted_measured_sum_over_heads"}
+    page = summary.page.read_text()
+    assert "Baselines that say nothing of these workloads: sum over heads." in page
+    assert "It says nothing of: operations, networks." in page  # rounds x RTT, on loopback
+    by_name = {files.name: list(csv.DictReader(io.StringIO(files.csv.read_text()))) for files in summary.figures}
+    assert {row["group"] for row in by_name["predicted_measured_rounds_x_rtt"]} == {"links"}
+    points = record["evaluation"]["networks"]["points"]
+    said = [row["predicted_s"] for row in by_name["predicted_measured_flops"] if row["group"] == "networks"]
+    assert [float(seconds) for seconds in said] == [point["baselines"]["FLOPs"] for point in points]
+    model = [row for row in by_name["predicted_measured"] if row["group"] == "networks"]
+    assert [float(row["p95_s"]) for row in model] == [point["p95_s"] for point in points]
+
+
+def test_the_table_has_the_model_beside_every_baseline(run_dir: Path) -> None:
+    scores = json.loads((run_dir / "calibration.json").read_text())["evaluation"]["networks"]["scores"]
+    keep_only(run_dir, "calibration.json")
+    page = build(run_dir).page.read_text()
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", page)]
+    by_key = {(row[0], row[1]): row[2:] for row in rows if len(row) == 12}
+    assert len(by_key) == 4 * 7
+    model = by_key["networks", "cost model"]
+    assert model[:4] == ["32", *(f"{100 * scores[key]:.1f} %" for key in ("median_error", "p90_error", "within_10"))]
+    assert model[6:9] == [f"{100 * scores['coverage_90']:.1f} %", "50.0 %", "1.0 %"]
+    assert by_key["networks", "rounds x RTT"] == ["\N{EN DASH}"] * 10
+
+
+def test_an_untested_calibration_is_a_page_without_figures(run_dir: Path) -> None:
+    record = json.loads((run_dir / "calibration.json").read_text())
+    keep_only(run_dir, "calibration.json")
+    (run_dir / "calibration.json").write_text(json.dumps({**record, "evaluation": {}}))
+    summary = build(run_dir)
+    assert (summary.figures, summary.findings) == ((), ())
+    assert "The cost model was not tested." in summary.page.read_text()
+
+
+def test_a_budget_is_reported_as_measured(run_dir: Path) -> None:
+    keep_only(run_dir, "remeasured.jsonl")
+    records = {r["name"]: r for r in map(json.loads, (run_dir / "remeasured.jsonl").read_text().splitlines())}
+    summary = build(run_dir)
+    seconds = records["budget"]["measured_s"]["median"]
+    assert f"Budget of 15.5 s on cheetah-wan: met, by {seconds:.1f} s (emulated-link); 2 networks tried." in (
+        summary.findings
+    )
+    page = summary.page.read_text()
+    assert "15.5 s: not met" in page and "15.5 s: met" in page
+    assert [files.name for files in summary.figures] == ["predicted_measured"]
+
+
+def test_a_winner_map_says_what_is_compared(run_dir: Path) -> None:
+    record = json.loads((run_dir / "winners.json").read_text())
+    keep_only(run_dir, "winners.json")
+    (files,) = build(run_dir).figures
+    text = svg_texts(files.svg)
+    assert "accuracy at least 96.0 % less 0.5 points: 2 of 3 networks compete" in text
+    assert "cheetah-wan" in text and "too close to call" in text and "mode: predicted" in text
+    rows = list(csv.DictReader(io.StringIO(files.csv.read_text())))
+    assert len(rows) == 2 * 20 * 20
+    assert {row["winner"] for row in rows if row["accuracy"] == "0.96"} == {"few rounds", "between"}
+
+    for contender in record["contenders"]:
+        contender["accuracy"] = None
+    panel = {**record["panels"][1], "accuracy": None, "accuracy_within": None}
+    kinds = {**record, "what": "attention kinds", "accuracy_source": None, "panels": [panel]}
+    (run_dir / "winners.json").write_text(json.dumps(kinds))
+    (files,) = build(run_dir).figures
+    assert "fastest of 3 attention kinds; accuracy is not compared" in svg_texts(files.svg)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +204,8 @@ def test_replayed_seconds_are_shown_but_count_in_no_error(run_dir: Path) -> None
         ("attention.jsonl", {"attention_kinds"}, "attention.jsonl: attention kinds"),
         ("networks.jsonl", {"accuracy_latency", "accuracy_macs", "latency_by_op"}, "networks.jsonl: candidates"),
         ("search.jsonl", {"search"}, "search.jsonl: course of the search"),
+        ("calibration.json", PREDICTIONS - {"predicted_measured"}, "calibration.json: error of the cost model"),
+        ("winners.json", {"winner_map"}, "winners.json: the fastest by bandwidth and delay"),
     ],
 )
 def test_an_absent_record_is_named_and_its_figures_left_out(
