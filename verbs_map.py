@@ -150,13 +150,15 @@ def _calibrated(run: Path | None, scheme: Scheme) -> CostModel:
 
 def _layers(ctx: typer.Context, cost_model: CostModel) -> list[Contender]:
     from bench.attention import AttentionShape
+    from cost_models.calibration import AttentionWorkload
     from cost_models.contenders import kinds_that_compete
     from models.kinds import KINDS
 
     with wrong_usage():
         shape = AttentionShape(*(ctx.params[name] for name in ("tokens", "dim", "heads", "batch")))
+    sizes = (shape.tokens, shape.dim, shape.batch)
     names = kinds_of(ctx.params["kinds"]) if ctx.params["kinds"] else list(KINDS)
-    return kinds_that_compete(names, shape, cost_model)
+    return kinds_that_compete([AttentionWorkload((name,) * shape.heads, *sizes) for name in names], cost_model)
 
 
 def _networks(run: Path, cost_model: CostModel) -> tuple[list[Contender], str]:

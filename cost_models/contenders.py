@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from bench.attention import AttentionShape, attention_layer
 from bench.records import read
 from bench.run_directory import RunDirectory
-from cost_models.calibration import load_default
+from cost_models.calibration import AttentionWorkload, load_default
 from cost_models.linear import Cost, CostModel
 from cost_models.winners import Contender, Plane, winner_map
 from models.spec import ViTSpec
@@ -22,12 +21,15 @@ from mpc.reading import shape_reading
 from mpc.scheme import Scheme
 
 
-def kinds_that_compete(kinds: Sequence[str], shape: AttentionShape, cost_model: CostModel) -> list[Contender]:
-    """One attention layer of each kind, projections included. A kind has no accuracy of its own."""
-    scheme, inputs = cost_model.scheme, (shape.batch, shape.tokens, shape.dim)
+def kinds_that_compete(layers: Sequence[AttentionWorkload], cost_model: CostModel) -> list[Contender]:
+    """Attention layers, projections included, by the name of their kind. A kind has no accuracy of its own."""
+    weights = cost_model.scheme.weights
     return [
-        Contender(kind, cost_model.cost(shape_reading(attention_layer(kind, shape), inputs, scheme.weights)))
-        for kind in kinds
+        Contender(
+            "+".join(dict.fromkeys(layer.kinds)),
+            cost_model.cost(shape_reading(layer.module, layer.input_shape, weights)),
+        )
+        for layer in layers
     ]
 
 
