@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from bench.secure_run import SecureRun, run_module, started_for
 from bench.shaped_link import shaped_link
 from mpc.domains import declared_ranges
-from mpc.network import LOOPBACK, NetworkProfile, Wire
-from mpc.parties import Parties
+from mpc.network import LOOPBACK, Emulation, NetworkProfile, Wire
+from mpc.parties import GLOO_HIDES_HOPS, Parties
 from mpc.ranges import NOTHING_DECLARED, Ranges
 from mpc.scheme import Roles, Scheme
 
@@ -24,14 +24,13 @@ class SchemeParties:
     """Party processes for every one of some schemes, shared by schemes that can share them; a context manager.
 
     While one scheme runs, the processes of the others sleep, so that schemes can be compared in one run, interleaved.
-    `network` and `mode` are what records of such runs say.
+    `network` and `mode` are what records of such runs say, as `wire` does.
     """
 
     def __init__(self, schemes: Sequence[Scheme], threads: int = 1, wire: Wire | None = None) -> None:
         self._schemes, self._threads, self._wire = tuple(schemes), threads, wire
-        self.network, self.mode = (
-            (wire.profile.name, "emulated-link") if wire and wire.profile else ("loopback", "measured")
-        )
+        self.network = wire.profile.name if wire and wire.profile else LOOPBACK.name
+        self.mode = wire.mode if wire else Wire().mode
         self._stack = ExitStack()
         self._started: dict[Any, Parties] = {}
 
@@ -63,14 +62,21 @@ Running = SchemeParties | Parties
 
 @contextmanager
 def parties_on(
-    schemes: Sequence[Scheme], place: NetworkProfile = LOOPBACK, threads: int = 1
+    schemes: Sequence[Scheme], place: NetworkProfile = LOOPBACK, threads: int = 1, emulate: Emulation = "link"
 ) -> Iterator[SchemeParties]:
-    """Parties of all `schemes` on loopback, or for another profile on a shaped link made for them.
+    """Parties of all `schemes` on loopback, or for another profile on that network, emulated as `emulate` says.
 
-    Raises ValueError or RuntimeError where there cannot be such a link, before any party starts.
+    Raises ValueError or RuntimeError before any party starts, where there cannot be a shaped link, or where a scheme
+    over gloo is to be emulated by the `transport`.
     """
     with ExitStack() as stack:
-        wire = None if place == LOOPBACK else stack.enter_context(shaped_link(place, max(map(processes, schemes))))
+        wire = None
+        if place != LOOPBACK and emulate == "transport":
+            if any(scheme.transport != "direct" for scheme in schemes):
+                raise ValueError(GLOO_HIDES_HOPS)
+            wire = Wire(profile=place, emulation="transport")
+        elif place != LOOPBACK:
+            wire = stack.enter_context(shaped_link(place, max(map(processes, schemes))))
         yield stack.enter_context(SchemeParties(schemes, threads, wire))
 
 

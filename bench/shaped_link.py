@@ -24,11 +24,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from mpc.congestion import MTU_BYTES
 from mpc.network import NetworkProfile, Wire
-
-MTU_BYTES = 9000
-# The rate holds for frames with their headers: Ethernet 14 bytes, IPv4 20, TCP with time stamps 32.
-PAYLOAD_SHARE = (MTU_BYTES - 20 - 32) / (MTU_BYTES + 14)
 
 _SOURCE = Path(__file__).with_name("delay_link.c")
 _NAMESPACES = Path("/run/netns")

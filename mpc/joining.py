@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpc.network import NetworkProfile
 from mpc.transport import Link, TransportError
 
 _HELLO = struct.Struct("<8sHH32s")  # protocol, version, process number, token of the process that is joined
@@ -65,8 +66,9 @@ def connect_all(
     tls: Tls | None = None,
     deadline_s: float = 3600.0,
     same_machine: bool = False,
+    emulated: NetworkProfile | None = None,
 ) -> dict[int, Link]:
-    """Join process `number` with the others of `count`: its links by their numbers.
+    """Join process `number` with the others of `count`: its links by their numbers, `emulated` ones if so asked.
 
     Every process listens on its own entry of `hosts` and leaves its port in `folder`, with a token that only readers of
     the folder know; a process connects to all lower numbers. Raises TransportError where a process does not come.
@@ -86,7 +88,7 @@ def connect_all(
         for link in connected.values():
             link.close()
         raise
-    return {peer: Link(connected[peer], peer, deadline_s) for peer in sorted(connected)}
+    return {peer: Link(connected[peer], peer, deadline_s, emulated) for peer in sorted(connected)}
 
 
 def _new_socket(host: str) -> socket.socket:

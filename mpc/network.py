@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
+from typing import Literal
+
+Emulation = Literal["transport", "link"]
 
 _MBIT = 1_000_000 / 8
 
@@ -36,13 +39,25 @@ class NetworkProfile:
 class Wire:
     """Where the parties of a run stand: a network namespace and an address for each, and the interface between them.
 
-    `namespaces` are names under /run/netns, empty for this process's own; `emulated` says what shapes the wire.
+    `namespaces` are names under /run/netns, empty for this process's own. A `profile` is emulated: by stamps of the
+    direct `transport`, or by a `link` between the namespaces, which is shaped by whoever made them.
     """
 
     hosts: tuple[str, ...] = ("127.0.0.1", "127.0.0.1", "127.0.0.1")
     interface: str = "lo"
     namespaces: tuple[str, ...] = ()
     profile: NetworkProfile | None = None
+    emulation: Emulation = "link"
+
+    @property
+    def mode(self) -> str:
+        """What records of runs on this wire say of their seconds."""
+        return "measured" if self.profile is None else f"emulated-{self.emulation}"
+
+    @property
+    def stamped(self) -> NetworkProfile | None:
+        """The profile that direct links emulate, if they do."""
+        return self.profile if self.emulation == "transport" else None
 
 
 def _profile(name: str, mbit_per_s: float, round_trip_ms: float, source: str) -> NetworkProfile:

@@ -129,7 +129,14 @@ def _link(place: Place) -> dict[int, Link]:
     # Between two runs a dealer waits as long as its parties like; it leaves when they do.
     deadline_s = math.inf if place.number == place.scheme.parties else place.deadline_s
     return connect_all(
-        place.number, count, wire.hosts, place.folder, place.tls, deadline_s, same_machine=bool(wire.namespaces)
+        place.number,
+        count,
+        wire.hosts,
+        place.folder,
+        place.tls,
+        deadline_s,
+        same_machine=bool(wire.namespaces),
+        emulated=wire.stamped,
     )
 
 
@@ -138,7 +145,8 @@ def _join_crypten(place: Place, ledger: Any, links: dict[int, Link]) -> Party | 
     from mpc.ledger import attach
 
     scheme = place.scheme
-    interface = os.environ.get("GLOO_SOCKET_IFNAME", "lo") if place.wire is None else place.wire.interface
+    own = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+    interface = place.wire.interface if place.wire is not None and place.wire.namespaces else own
     os.environ |= {
         "RENDEZVOUS": (place.folder / "rendezvous").as_uri(),
         "DISTRIBUTED_BACKEND": "gloo",

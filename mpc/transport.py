@@ -2,19 +2,28 @@
 
 A message is a fixed header and its payload. The header holds what the receiver already expects (sequence number, tag,
 length): parties that fell out of step stop at once with a clear line, and nothing that arrives is ever interpreted.
+
+A link can be an emulated network: its header then also says when the message is due, by the clock that all processes of
+one machine share, and whoever receives it is held until then (`mpc/congestion.py` has the law). Payload is the same.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 import select
 import socket
 import ssl
 import struct
+import sys
+import time
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 from zlib import crc32
+
+from mpc.congestion import Flow
+from mpc.network import NetworkProfile
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Readable
@@ -26,8 +35,10 @@ if TYPE_CHECKING:
     WriteableBuffer = Writable | NDArray[Any]
 
 _HEADER = struct.Struct("<IIQQ")  # magic, tag, sequence number, payload bytes
+_DUE = struct.Struct("<d")  # of an emulated link: when the message is due
 _MAGIC = 0x4D50434C
 HEADER_BYTES = _HEADER.size
+_PR_SET_TIMERSLACK = 29  # Linux, include/uapi/linux/prctl.h
 _TLS_PIECE_BYTES = 64 << 10  # OpenSSL wants a blocked write repeated whole, so a write is never long
 
 
@@ -50,9 +61,18 @@ class Link:
 
     Every wait for the peer ends after `deadline_s` without progress. After an error the link is of no use. The counters
     hold what the socket took: `payload_bytes_sent` without headers, `messages_sent` those written whole.
+
+    With an `emulated` network, what is received is held until that network would have brought it. Both ends must be
+    given the same one, and be processes of one machine. What arrived is no silence, however long it is held.
     """
 
-    def __init__(self, connected: socket.socket, peer: int, deadline_s: float = 3600.0) -> None:
+    def __init__(
+        self,
+        connected: socket.socket,
+        peer: int,
+        deadline_s: float = 3600.0,
+        emulated: NetworkProfile | None = None,
+    ) -> None:
         connected.setblocking(False)
         self.peer = peer
         self.deadline_s = deadline_s
@@ -61,10 +81,12 @@ class Link:
         self.messages_received = 0
         self._socket = connected
         self._tls = isinstance(connected, ssl.SSLSocket)
+        self._flow = Flow(emulated) if emulated is not None else None
+        self.header_bytes = HEADER_BYTES + (_DUE.size if self._flow else 0)
 
     def exchange(self, outgoing: ReadableBuffer, incoming: WriteableBuffer, tag: int) -> None:
         """Send one message and receive one, both C-contiguous, in one hop whatever their sizes."""
-        _complete([_Outgoing(self, outgoing, tag), _Incoming(self, incoming, tag)])
+        _complete([_Outgoing(self, outgoing, tag, incoming), _Incoming(self, incoming, tag)])
 
     def send(self, payload: ReadableBuffer, tag: int) -> None:
         """Send one message; returns when the socket has taken it all."""
@@ -80,6 +102,14 @@ class Link:
         announced.limit_bytes = limit_bytes
         _complete([announced])
         return announced.payload
+
+    def header_of(self, payload_bytes: int, tag: int, answer_bytes: int) -> bytes:
+        """The header of the next message out; `answer_bytes` are expected at the same time."""
+        header = _HEADER.pack(_MAGIC, tag, self.messages_sent, payload_bytes)
+        if self._flow is None:
+            return header
+        sent_bytes = payload_bytes + self.header_bytes
+        return header + _DUE.pack(self._flow.due_s(time.monotonic(), sent_bytes, answer_bytes))
 
     def fileno(self) -> int:
         """The socket's descriptor, for select."""
@@ -117,12 +147,13 @@ class Link:
 
 
 class _Transfer:
-    """A message on its way: `parts` is what is left of it, `wants` what to wait for."""
+    """A message on its way: `parts` is what is left of it, `wants` what to wait for, `due_s` until when to hold it."""
 
-    __slots__ = ("link", "parts", "wants")
+    __slots__ = ("due_s", "link", "parts", "wants")
 
     def __init__(self, link: Link, wants: int) -> None:
         self.link = link
+        self.due_s = 0.0
         self.parts: list[memoryview] = []
         self.wants = wants
 
@@ -151,13 +182,13 @@ class _Transfer:
 class _Outgoing(_Transfer):
     __slots__ = ("header_left",)
 
-    def __init__(self, link: Link, payload: ReadableBuffer, tag: int) -> None:
+    def __init__(self, link: Link, payload: ReadableBuffer, tag: int, answer: WriteableBuffer | None = None) -> None:
         super().__init__(link, select.POLLOUT)
         view = _flat(payload)
-        self.parts = [memoryview(_HEADER.pack(_MAGIC, tag, link.messages_sent, len(view)))]
+        self.parts = [memoryview(link.header_of(len(view), tag, 0 if answer is None else len(_flat(answer))))]
         if len(view):
             self.parts.append(view)
-        self.header_left = HEADER_BYTES
+        self.header_left = link.header_bytes
 
     def move(self) -> int:
         """Write; count what the socket took beyond the header."""
@@ -182,8 +213,8 @@ class _Incoming(_Transfer):
     def __init__(self, link: Link, buffer: WriteableBuffer | None, tag: int) -> None:
         super().__init__(link, select.POLLIN)
         self.tag = tag
-        self.header = bytearray(HEADER_BYTES)
-        self.header_left = HEADER_BYTES
+        self.header = bytearray(link.header_bytes)
+        self.header_left = link.header_bytes
         self.limit_bytes = 0
         self.payload = bytearray()
         self.parts = [memoryview(self.header)]
@@ -207,7 +238,7 @@ class _Incoming(_Transfer):
 
     def _check(self) -> None:
         link = self.link
-        magic, tag, sequence, length_bytes = _HEADER.unpack(self.header)
+        magic, tag, sequence, length_bytes = _HEADER.unpack_from(self.header)
         if magic != _MAGIC:
             raise TransportError(f"party {link.peer} sent something that is no message of this protocol")
         known = self.length_bytes is not None
@@ -219,6 +250,8 @@ class _Incoming(_Transfer):
                 f"{self.tag:#010x} and {size}, got message {sequence} with tag {tag:#010x} and {length_bytes} bytes"
             )
         link.messages_received += 1
+        if link.header_bytes > HEADER_BYTES:
+            (self.due_s,) = _DUE.unpack_from(self.header, HEADER_BYTES)
         if not known and length_bytes:
             self.payload = bytearray(length_bytes)
             self.parts.append(memoryview(self.payload))
@@ -232,21 +265,40 @@ def exchange_all(messages: Iterable[tuple[Link, ReadableBuffer | None, Writeable
     transfers: list[_Transfer] = []
     for link, outgoing, incoming in messages:
         if outgoing is not None:
-            transfers.append(_Outgoing(link, outgoing, tag))
+            transfers.append(_Outgoing(link, outgoing, tag, incoming))
         if incoming is not None:
             transfers.append(_Incoming(link, incoming, tag))
     _complete(transfers)
 
 
 def _complete(transfers: list[_Transfer]) -> None:
-    """Run all transfers to their ends, waiting only when none of them can move."""
+    """Run all transfers to their ends, waiting only when none of them can move, or has to be held."""
+    due_s = 0.0
     while transfers:
         moved = False
         for transfer in transfers:
             moved |= transfer.step()
         if not moved:
             _wait(transfers)
+        due_s = max(due_s, *[transfer.due_s for transfer in transfers])
         transfers = [transfer for transfer in transfers if transfer.parts]
+    if due_s:
+        _hold_until(due_s)
+
+
+def _hold_until(due_s: float) -> None:
+    """Sleep until `due_s`; this process then wakes as late as one that waits for a socket does."""
+    _demand_prompt_wakes()
+    left_s = due_s - time.monotonic()
+    if left_s > 0:
+        time.sleep(left_s)
+
+
+@lru_cache(maxsize=1)
+def _demand_prompt_wakes() -> None:
+    """Linux lets a sleep end 50 us late to save wakes, which a socket's wake does not have; 1 us for this thread."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1000, 0, 0, 0)
 
 
 def _wait(transfers: Sequence[_Transfer]) -> None:

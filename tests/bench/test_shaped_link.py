@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from bench import shaped_link as module
-from bench.shaped_link import MTU_BYTES, PAYLOAD_SHARE, shaped_link, why_not
+from bench.shaped_link import shaped_link, why_not
+from mpc.congestion import MTU_BYTES, PAYLOAD_SHARE
 from mpc.network import LOOPBACK, NetworkProfile, Wire, network
 
 ROOT = Path(__file__).resolve().parent.parent.parent

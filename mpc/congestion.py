@@ -1,0 +1,175 @@
+"""When a message that TCP carries over a link arrives: rate, delay and the stalls of slow start.
+
+One law for every way of emulating or predicting a link: stamps of the transport, replay of a log, the cost model. It is
+a fluid: bytes leave at the rate of the link, and an acknowledgement comes one round trip after the bytes it is for. No
+byte is lost, so that slow start never ends; that is also what the shaped link does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+from mpc.network import NetworkProfile
+
+MTU_BYTES = 9000
+SEGMENT_BYTES = MTU_BYTES - 20 - 32  # less the headers of IPv4 and of TCP with time stamps
+# The rate of a profile is that of frames with their headers; Ethernet's has 14 bytes.
+PAYLOAD_SHARE = SEGMENT_BYTES / (MTU_BYTES + 14)
+
+
+@dataclass(frozen=True, slots=True)
+class Tcp:
+    """How a sender probes a link. The defaults are Linux with Reno on jumbo frames, as `bench/shaped_link.py` sets up.
+
+    A fresh connection has `initial_window_bytes` on their way at most (10 segments, RFC 6928). An acknowledged byte
+    lets `growth` bytes go, as long as the window is less than `growth` times what was on its way (tcp_is_cwnd_limited).
+    Without sending for a retransmission timeout, a round trip + `least_timeout_s`, the window is halved, once for each
+    timeout, down to the initial one (tcp_cwnd_restart, tcp_slow_start_after_idle = 1). A window that is not used up for
+    so long moves half-way to what is used (tcp_cwnd_application_limited). Windows count segments: a message takes up
+    whole ones of `segment_bytes`. The first acknowledgement of a burst comes when its first segment has arrived. Of a
+    frame, `payload_share` is payload.
+
+    Raises ValueError for a window or a share that is not positive, or a growth below 1.
+    """
+
+    initial_window_bytes: float = 10 * SEGMENT_BYTES
+    growth: float = 2.0
+    least_timeout_s: float = 0.2
+    segment_bytes: float = SEGMENT_BYTES
+    payload_share: float = PAYLOAD_SHARE
+
+    def __post_init__(self) -> None:
+        for name in ("initial_window_bytes", "segment_bytes"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        if not self.growth >= 1:
+            raise ValueError(f"growth must be >= 1, got {self.growth}")
+        if not 0 < self.payload_share <= 1:
+            raise ValueError(f"payload_share must lie in 0..1, got {self.payload_share}")
+
+
+LINUX = Tcp()
+
+
+@dataclass(slots=True)
+class _Flight:
+    """Segments that left without a pause and are not acknowledged; `peak_bytes` were on their way with them.
+
+    Until `answers_until_s` the peer's own bytes are ahead of its acknowledgements.
+    """
+
+    starts_s: float
+    ends_s: float
+    segments_bytes: float
+    peak_bytes: float
+    answers_until_s: float
+
+
+class Flow:
+    """One direction of a connection, fresh at first; times are seconds on any one clock, never decreasing."""
+
+    def __init__(self, profile: NetworkProfile, tcp: Tcp = LINUX) -> None:
+        self._delay_s = profile.one_way_delay_s
+        self._round_trip_s = 2 * profile.one_way_delay_s
+        self._payload_bytes_per_s = profile.bytes_per_s * tcp.payload_share
+        self._tcp = tcp
+        self._window_bytes = tcp.initial_window_bytes
+        self._flights: deque[_Flight] = deque()
+        self._in_flight_bytes = 0.0
+        self._busy_until_s = -math.inf
+        self._limited_at_s = -math.inf  # when the window was last nearly used up, or reconsidered
+        self._used_bytes = 0.0
+
+    @property
+    def window_bytes(self) -> float:
+        """What may be on its way at once."""
+        return self._window_bytes
+
+    def due_s(self, now_s: float, payload_bytes: float, answer_bytes: float = 0) -> float:
+        """When the last byte of a message reaches the peer that is handed to the connection at `now_s`.
+
+        `answer_bytes` go the other way at the same time, from a peer whose window is alike: its acknowledgements queue
+        behind them.
+        """
+        self._acknowledge(now_s)
+        self._restart_after_idling(now_s)
+        left_bytes, answers_left_bytes, sends_s = float(payload_bytes), float(answer_bytes), now_s
+        left_segments_bytes = math.ceil(payload_bytes / self._tcp.segment_bytes) * self._tcp.segment_bytes
+        while True:
+            segments_bytes = min(left_segments_bytes, max(0.0, self._window_bytes - self._in_flight_bytes))
+            sent_bytes = min(left_bytes, segments_bytes)
+            self._send(sends_s, sent_bytes, segments_bytes, min(sent_bytes, answers_left_bytes))
+            left_bytes -= sent_bytes
+            left_segments_bytes -= segments_bytes
+            answers_left_bytes = max(0.0, answers_left_bytes - sent_bytes)
+            if left_bytes <= 0:
+                break
+            sends_s = max(sends_s, self._first_acknowledged_s())
+            self._take_acknowledged(self._flights.popleft(), 1.0)
+        self._reconsider(now_s)
+        return self._busy_until_s + self._delay_s
+
+    def _send(self, now_s: float, payload_bytes: float, segments_bytes: float, answer_bytes: float) -> None:
+        starts_s = max(now_s, self._busy_until_s)
+        self._busy_until_s = starts_s + payload_bytes / self._payload_bytes_per_s
+        if payload_bytes > 0:
+            self._in_flight_bytes += segments_bytes
+            answers_until_s = starts_s + answer_bytes / self._payload_bytes_per_s
+            self._flights.append(
+                _Flight(starts_s, self._busy_until_s, segments_bytes, self._in_flight_bytes, answers_until_s)
+            )
+
+    def _first_acknowledged_s(self) -> float:
+        flight = self._flights[0]
+        first_s = min(self._tcp.segment_bytes / self._payload_bytes_per_s, flight.ends_s - flight.starts_s)
+        return max(flight.starts_s + first_s + self._delay_s, flight.answers_until_s) + self._delay_s
+
+    def _acknowledge(self, now_s: float) -> None:
+        """Take in what was acknowledged until now, of the oldest flight that still is only a part."""
+        acknowledged_until_s = now_s - self._round_trip_s
+        while self._flights and self._flights[0].ends_s <= acknowledged_until_s:
+            self._take_acknowledged(self._flights.popleft(), 1.0)
+        if self._flights and self._flights[0].starts_s < acknowledged_until_s:
+            flight = self._flights[0]
+            share = (acknowledged_until_s - flight.starts_s) / (flight.ends_s - flight.starts_s)
+            self._take_acknowledged(flight, share)
+            flight.segments_bytes *= 1 - share
+            flight.starts_s = acknowledged_until_s
+
+    def _take_acknowledged(self, flight: _Flight, share: float) -> None:
+        """Acknowledged bytes are no longer on their way, and widen the window where it was nearly used up."""
+        acknowledged_bytes = share * flight.segments_bytes
+        self._in_flight_bytes = max(0.0, self._in_flight_bytes - acknowledged_bytes) if self._flights else 0.0
+        growth = self._tcp.growth
+        grown_bytes = min(self._window_bytes + (growth - 1) * acknowledged_bytes, growth * flight.peak_bytes)
+        self._window_bytes = max(self._window_bytes, grown_bytes)
+
+    def _restart_after_idling(self, now_s: float) -> None:
+        timeout_s = self._round_trip_s + self._tcp.least_timeout_s
+        timeouts = (now_s - self._busy_until_s) / timeout_s
+        initial_bytes = self._tcp.initial_window_bytes
+        if not self._flights and timeouts > 1 and self._window_bytes > initial_bytes:
+            halvings = min(math.floor(timeouts), 64)
+            self._window_bytes = max(initial_bytes, self._window_bytes / 2**halvings)
+            self._limited_at_s, self._used_bytes = now_s, 0.0
+
+    def _reconsider(self, now_s: float) -> None:
+        """A window that was not used up for a timeout moves half-way to what was used of it."""
+        tcp = self._tcp
+        if self._window_bytes < tcp.growth * self._in_flight_bytes:
+            self._limited_at_s, self._used_bytes = now_s, 0.0
+            return
+        self._used_bytes = max(self._used_bytes, self._in_flight_bytes)
+        if now_s - self._limited_at_s >= self._round_trip_s + tcp.least_timeout_s:
+            used_bytes = max(self._used_bytes, tcp.initial_window_bytes)
+            self._window_bytes = min(self._window_bytes, (self._window_bytes + used_bytes) / 2)
+            self._limited_at_s, self._used_bytes = now_s, 0.0
+
+
+def ramp_s(profile: NetworkProfile, largest_bytes: float, tcp: Tcp = LINUX) -> float:
+    """Seconds that slow start adds to an exchange on fresh windows, as much each way; 0 where none limits it."""
+    payload_bytes_per_s = profile.bytes_per_s * tcp.payload_share
+    unlimited_s = largest_bytes / payload_bytes_per_s + profile.one_way_delay_s
+    return max(0.0, Flow(profile, tcp).due_s(0.0, largest_bytes, largest_bytes) - unlimited_s)
