@@ -104,7 +104,7 @@ class Flow:
             left_bytes -= sent_bytes
             left_segments_bytes -= segments_bytes
             answers_left_bytes = max(0.0, answers_left_bytes - sent_bytes)
-            if left_bytes <= 0:
+            if left_bytes <= 0 or left_segments_bytes <= 0:
                 break
             sends_s = max(sends_s, self._first_acknowledged_s())
             self._take_acknowledged(self._flights.popleft(), 1.0)
