@@ -1,165 +1,209 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import math
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cost_models.features import features
-from cost_models.linear import CostModel, MachineWarning, Observation, fit
+from bench.machine import this_machine
+from cost_models.linear import POOLED, Cost, CostModel, Estimate, MachineWarning, Spread
+from mpc.congestion import PAYLOAD_SHARE, ramp_s
 from mpc.network import LOOPBACK, NetworkProfile, network
 from mpc.scheme import Scheme
 from mpc.trace import Operand, Operation, Trace
 
 SCHEME = Scheme()
-HERE = {"label": "test machine"}
-PLANTED = {"rounds": 2e-3, "ring_bytes": 8e-9, "binary_bytes": 2e-8, "macs": 1e-9}
-NO_DEALER: tuple[float, ...] = ()
+# A relu of n elements has 9 rounds and opens 24 n bytes of ring elements, of 232 n; anything else takes half a second.
+OPERATIONS = {"relu": {"rounds": 1e-3, "ring_bytes": 1e-6}, POOLED: {"operations": 0.5}}
+RELU_S = 9 * 1e-3 + 240 * 1e-6
+LINK = NetworkProfile("link", one_way_delay_s=0.5, bytes_per_s=232.0, source="test")
 
 
 def secret(op: str, *shape: int) -> Operation:
     return Operation(op, (Operand(shape, "secret"),), shape)
 
 
-def linear(rows: int, inputs: int, outputs: int) -> Operation:
-    operands = (Operand((rows, inputs), "secret"), Operand((outputs, inputs), "weight"))
-    return Operation("linear", operands, (rows, outputs), (("macs", rows * inputs * outputs),))
-
-
-def traces(count: int, generator: np.random.Generator) -> list[Trace]:
-    """Products, comparisons and squarings in changing proportions, sizes over two decades."""
-    found = []
-    for _ in range(count):
-        rows, inputs, outputs, compared, squared = (int(10 ** generator.uniform(1, 3)) for _ in range(5))
-        repeated = int(generator.integers(1, 12))
-        products = (linear(rows, inputs, outputs),) * int(generator.integers(1, 4))
-        found.append(Trace((*products, secret("relu", 60 * compared), *(secret("square", squared),) * repeated)))
-    return found
-
-
-def planted_s(trace: Trace) -> float:
-    counted = features(trace, SCHEME)
-    return float(sum(seconds * getattr(counted, name) for name, seconds in PLANTED.items()))
-
-
-def observations(
-    of: Sequence[Trace], generator: np.random.Generator, noise: float, dealer: bool = False
-) -> list[Observation]:
-    found = []
-    for trace in of:
-        online_s = tuple(planted_s(trace) * generator.lognormal(0, noise, size=5))
-        dealer_s = tuple(features(trace, SCHEME).dealer_bytes * 5e-9 for _ in range(5)) if dealer else NO_DEALER
-        found.append(Observation("synthetic", "", trace, SCHEME, online_s, dealer_s))
-    return found
+ONE = Trace((secret("relu", 10),))
+TRACES = st.lists(st.tuples(st.sampled_from(["relu", "square", "gelu"]), st.integers(1, 30_000)), max_size=4).map(
+    lambda chosen: Trace(tuple(secret(op, elements) for op, elements in chosen))
+)
 
 
 def model(**changes: object) -> CostModel:
-    return dataclasses.replace(CostModel(PLANTED, SCHEME, HERE, (0.8, 1.1, 1.25)), **changes)  # type: ignore[arg-type]
-
-
-def test_fit_recovers_planted_coefficients_without_noise() -> None:
-    generator = np.random.default_rng(0)
-    fitted = fit(observations(traces(40, generator), generator, noise=0.0), HERE)
-    fresh = traces(20, generator)
-    for trace in fresh:
-        assert fitted.seconds(trace, SCHEME, LOOPBACK).p50_s == pytest.approx(planted_s(trace), rel=1e-3)
-
-
-def test_fit_predicts_under_noise_and_with_a_few_disturbed_runs() -> None:
-    generator = np.random.default_rng(1)
-    noisy = observations(traces(60, generator), generator, noise=0.05)
-    disturbed = [dataclasses.replace(o, online_s=tuple(3 * s for s in o.online_s)) for o in noisy[:5]]
-    fitted = fit([*disturbed, *noisy[5:]], HERE)
-    fresh = traces(40, generator)
-    errors = [abs(fitted.seconds(t, SCHEME, LOOPBACK).p50_s / planted_s(t) - 1) for t in fresh]
-    assert np.median(errors) < 0.03
-    assert fitted.coefficients["binary_bytes"] == pytest.approx(PLANTED["binary_bytes"], rel=0.2)
-    assert all(seconds >= 0 for seconds in fitted.coefficients.values())
-
-
-def test_other_work_on_the_machine_moves_the_quantiles_and_not_the_coefficients() -> None:
-    generator = np.random.default_rng(6)
-    quiet = observations(traces(60, generator), generator, noise=0.01)
-    busy = [
-        dataclasses.replace(o, online_s=tuple(s * f for s, f in zip(o.online_s, (3, 1, 2, 1.5, 4), strict=True)))
-        for o in quiet
-    ]
-    on_quiet, on_busy = fit(quiet, HERE), fit(busy, HERE)
-    trace = traces(1, generator)[0]
-    estimates = [fitted.seconds(trace, SCHEME, LOOPBACK) for fitted in (on_quiet, on_busy)]
-    assert estimates[1].compute_s == pytest.approx(estimates[0].compute_s, rel=0.03)
-    assert estimates[1].p50_s == pytest.approx(2 * estimates[0].p50_s, rel=0.05)
-
-
-def test_interval_covers_about_nine_in_ten_new_runs() -> None:
-    generator = np.random.default_rng(2)
-    fitted = fit(observations(traces(60, generator), generator, noise=0.2), HERE)
-    inside = []
-    for trace in traces(400, generator):
-        estimate = fitted.seconds(trace, SCHEME, LOOPBACK)
-        inside.append(estimate.p05_s <= planted_s(trace) * generator.lognormal(0, 0.2) <= estimate.p95_s)
-    assert 0.85 <= np.mean(inside) <= 0.97
-
-
-def test_dealer_seconds_are_fitted_beside_the_online_ones() -> None:
-    generator = np.random.default_rng(3)
-    fitted = fit(observations(traces(40, generator), generator, noise=0.05, dealer=True), HERE)
-    trace = traces(1, generator)[0]
-    expected_s = features(trace, SCHEME).dealer_bytes * 5e-9
-    assert fitted.dealer_seconds(trace, SCHEME).p50_s == pytest.approx(expected_s, rel=1e-3)
-    with pytest.raises(ValueError, match="without dealer seconds"):
-        model().dealer_seconds(trace, SCHEME)
+    spread = Spread(0.3, 0.4, 0.0, (-2.0, -1.0, 1.0, 2.0))
+    plain = CostModel(OPERATIONS, SCHEME, {"label": "test machine"}, spread, 0.25, 2.0, 0.125, link_spread=0.5)
+    return dataclasses.replace(plain, **changes, _costs={})  # type: ignore[arg-type]
 
 
 def test_seconds_on_a_link_by_hand() -> None:
-    link = NetworkProfile("link", one_way_delay_s=0.5, bytes_per_s=232.0, source="test")
-    estimate = model().seconds(Trace((secret("relu", 10),)), SCHEME, link)
-    compute_s = 9 * 2e-3 + 240 * 8e-9 + 2080 * 2e-8
+    estimate = model().seconds(ONE, SCHEME, LINK)
+    compute_s, link_s = 0.25 + 2 * RELU_S, 36 * 0.5 + 9 * 0.125 + 10 / PAYLOAD_SHARE
     assert estimate.compute_s == pytest.approx(compute_s)
-    assert (estimate.delay_s, estimate.transfer_s) == (pytest.approx(36 * 0.5), pytest.approx(10))
-    assert estimate.p50_s == pytest.approx(1.1 * compute_s + 28)
-    assert estimate.undisturbed_s == pytest.approx(compute_s + 28)
-    assert estimate.p05_s == pytest.approx(0.8 * compute_s + 28)
-    assert estimate.p95_s == pytest.approx(1.25 * compute_s + 28)
+    assert estimate.delay_s == pytest.approx(36 * 0.5 + 9 * 0.125)  # one-way delays, and resuming in every round
+    assert estimate.transfer_s == pytest.approx(10 / PAYLOAD_SHARE)
+    assert estimate.p50_s == pytest.approx(compute_s + link_s)
+    # The scale is sqrt(0.3^2 + 0.4^2) = 0.5 for one operation; the scores are -2, -1, 1 and 2.
+    assert estimate.p05_s == pytest.approx(compute_s * math.exp(-1) + link_s * math.exp(-0.5))
+    assert estimate.p25_s == pytest.approx(compute_s * math.exp(-0.5) + link_s * math.exp(-0.41 * 0.5))
+    assert estimate.p75_s == pytest.approx(compute_s * math.exp(0.5) + link_s * math.exp(0.41 * 0.5))
+    assert estimate.p95_s == pytest.approx(compute_s * math.exp(1) + link_s * math.exp(0.5))
+
+
+def test_an_operation_alone_neither_starts_cold_nor_finds_other_caches() -> None:
+    alone = model().alone(ONE.operations[0])
+    assert (alone.p50_s, alone.delay_s, alone.transfer_s) == (pytest.approx(RELU_S), 0.0, 0.0)
+    assert alone.p95_s == pytest.approx(RELU_S * math.exp(1))
+
+
+def test_loopback_adds_nothing() -> None:
+    estimate = model(wake_s=7.0).seconds(ONE, SCHEME, LOOPBACK)
+    assert (estimate.delay_s, estimate.transfer_s) == (0.0, 0.0)
+    assert estimate.p50_s == estimate.compute_s == pytest.approx(0.25 + 2 * RELU_S)
+
+
+def test_operations_that_were_not_swept_take_pooled_coefficients() -> None:
+    swept, unswept = secret("relu", 10), secret("square", 10)
+    assert model().operation_s(swept) == pytest.approx(RELU_S)
+    assert model().operation_s(unswept) == 0.5
+
+
+def test_errors_of_many_operations_cancel() -> None:
+    for count in (1, 4, 16):
+        estimate = model(start_s=0.0, factor=1.0).seconds(Trace(ONE.operations * count), SCHEME, LOOPBACK)
+        scale = math.sqrt(0.3**2 + 0.4**2 / count)
+        assert estimate.p95_s == pytest.approx(count * RELU_S * math.exp(2 * scale))
+
+
+def test_a_short_run_scatters_by_its_jitter() -> None:
+    jittery = model(spread=Spread(0.0, 0.0, 3e-3, (-2.0, -1.0, 1.0, 2.0)), start_s=0.0, factor=1.0)
+    estimate = jittery.seconds(ONE, SCHEME, LOOPBACK)
+    assert estimate.p75_s == pytest.approx(RELU_S * math.exp(3e-3 / RELU_S))
+    assert jittery.spread.scale(0.0, 1.0) == 0.0
+
+
+@given(TRACES, TRACES)
+def test_costs_of_traces_in_a_row_add_up_but_for_the_largest_message(a: Trace, b: Trace) -> None:
+    one, two, both = (model().cost(trace) for trace in (a, b, Trace(a.operations + b.operations)))
+    together = one + two
+    assert (both.operations, both.online) == (together.operations, together.online)
+    assert both.largest_bytes == together.largest_bytes == max(one.largest_bytes, two.largest_bytes)
+    assert both.online == Trace(a.operations + b.operations).traffic(SCHEME).online
+    assert (both.compute_s, both.compute_s2) == pytest.approx((together.compute_s, together.compute_s2))
+    assert one + Cost.zero(2) == one
+
+
+@pytest.mark.parametrize("link", [LOOPBACK, network("cheetah-lan"), network("cheetah-wan"), network("20mbit/100ms")])
+@given(traces=st.lists(TRACES, min_size=1, max_size=5))
+def test_the_median_of_many_networks_at_once_is_that_of_each(link: NetworkProfile, traces: list[Trace]) -> None:
+    one = model(wake_s=1e-4)
+    costs = [one.cost(trace) for trace in traces]
+    sums = [
+        (c.compute_s, max(c.online.hops), max(c.online.bytes), max(c.online.rounds), c.largest_bytes) for c in costs
+    ]
+    columns = [np.array(column, dtype=np.float64) for column in zip(*sums, strict=True)]
+    expected = [one.seconds_of(cost, link).p50_s for cost in costs]
+    assert one.p50_of(*columns, link).tolist() == pytest.approx(expected)  # type: ignore[call-arg, arg-type]
+    assert [one.p50_of(*map(float, each), link) for each in sums] == pytest.approx(expected)  # type: ignore[call-arg, arg-type]
+
+
+def test_slow_start_of_the_largest_message_is_paid_once() -> None:
+    wan, large, small = network("cheetah-wan"), secret("relu", 20_000), secret("relu", 10)
+    largest_bytes = model().cost(Trace((large,))).largest_bytes
+    assert ramp_s(wan, largest_bytes) > 0 == ramp_s(wan, model().cost(ONE).largest_bytes)
+    for operations in ((large,), (large, large), (small, large)):
+        trace = Trace(operations)
+        estimate = model().seconds(trace, SCHEME, wan)
+        sent_s = max(trace.traffic(SCHEME).online.bytes) / (wan.bytes_per_s * PAYLOAD_SHARE)
+        assert estimate.transfer_s - sent_s == pytest.approx(ramp_s(wan, largest_bytes))
+
+
+@given(
+    TRACES,
+    st.sampled_from([LOOPBACK, network("cheetah-lan"), network("cheetah-wan")]),
+    st.tuples(*[st.floats(0, 1)] * 3),
+    st.tuples(*[st.floats(0, 3)] * 4),
+)
+def test_quantiles_are_in_order_and_parts_add_up(
+    trace: Trace, link: NetworkProfile, scales: tuple[float, float, float], sizes: tuple[float, float, float, float]
+) -> None:
+    far_below, below, above, far_above = sizes
+    spread = Spread(*scales, (-below - far_below, -below, above, above + far_above))
+    e = model(spread=spread).seconds(trace, SCHEME, link)
+    ordered = [e.p05_s, e.p25_s, e.p50_s, e.p75_s, e.p95_s]
+    assert all(a <= b * (1 + 1e-12) for a, b in itertools.pairwise(ordered))
+    assert e.p50_s == e.compute_s + e.delay_s + e.transfer_s
+
+
+def test_dealer_seconds_by_hand() -> None:
+    dealing = model(dealer={"dealer_bytes": 1e-9, "correlations": 1e-3})
+    offline_bytes = sum(ONE.traffic(SCHEME).offline.bytes)
+    assert offline_bytes > 0
+    correlations = sum(ONE.traffic(SCHEME).offline.rounds)
+    expected_s = offline_bytes * 1e-9 + correlations * 1e-3
+    assert dealing.dealer_seconds(ONE, SCHEME) == pytest.approx(expected_s)
+    assert dealing.dealer_seconds(Trace(ONE.operations * 3), SCHEME) == pytest.approx(3 * expected_s)
+    assert dealing.seconds(ONE, SCHEME, LINK) == model().seconds(ONE, SCHEME, LINK)
+    with pytest.raises(ValueError, match=r"without dealer seconds; calibrate again"):
+        model().dealer_seconds(ONE, SCHEME)
+
+
+def test_an_estimate_is_a_row_of_plain_seconds() -> None:
+    row = Estimate(5.0, 1.0, 2.0, 8.0, 9.0, 3.0, 1.5, 0.5).to_json()
+    quantiles = {"p05": 1.0, "p25": 2.0, "p50": 5.0, "p75": 8.0, "p95": 9.0}
+    assert row == {**quantiles, "compute_s": 3.0, "delay_s": 1.5, "transfer_s": 0.5}
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
-    original = model(dealer_coefficients={"dealer_bytes": 1e-9}, dealer_residuals=(0.5, 1.0, 2.0))
+    original = model(dealer={"dealer_bytes": 1e-9}, threads=3)
     original.save(tmp_path / "new" / "model.json")
-    with pytest.warns(MachineWarning, match="test machine"):
-        assert CostModel.load(tmp_path / "new" / "model.json") == original
-    assert list(json.loads((tmp_path / "new" / "model.json").read_text()))[:2] == ["schema", "record"]
+    with pytest.warns(MachineWarning, match=r"fitted on test machine, this is .*: calibrate here"):
+        loaded = CostModel.load(tmp_path / "new" / "model.json")
+    assert loaded == original
+    assert loaded.seconds(ONE, SCHEME, LINK) == original.seconds(ONE, SCHEME, LINK)
+    written = json.loads((tmp_path / "new" / "model.json").read_text())
+    assert list(written)[:2] == ["schema", "record"]
+    # Every field is in the record, so that none comes back as its default.
+    assert {field.name for field in dataclasses.fields(CostModel)} - {"_costs"} <= written.keys()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["model.json"]
 
 
 def test_a_model_of_this_machine_loads_without_a_warning() -> None:
-    record = fit(observations(traces(5, np.random.default_rng(4)), np.random.default_rng(4), 0.0)).to_json()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        CostModel.from_json(record)
+        CostModel.from_json({**model(machine=this_machine().to_json()).to_json(), "evaluation": {}})
 
 
-@pytest.mark.parametrize("change", [{"schema": 2}, {"record": "measurement"}])
-def test_another_schema_or_record_is_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="not a calibration of schema 1"):
+@pytest.mark.parametrize(
+    ("change", "found"), [({"schema": 1}, "schema 1"), ({"schema": 3}, "schema 3"), ({"record": "bench"}, "'bench'")]
+)
+def test_another_schema_or_record_is_refused_in_one_line(change: dict[str, object], found: str) -> None:
+    with pytest.raises(ValueError, match=rf"not a calibration of schema 2: .*{found}.*; calibrate again") as refused:
         CostModel.from_json({**model().to_json(), **change})
+    assert "\n" not in str(refused.value)
 
 
 def test_another_scheme_is_refused_with_the_difference() -> None:
-    trace = Trace((secret("relu", 10),))
-    with pytest.raises(ValueError, match=r"parties 3 \(fitted for 2\).*calibrate"):
-        model().seconds(trace, Scheme(parties=3), LOOPBACK)
+    with pytest.raises(ValueError, match=r"another scheme: parties 3 \(fitted for 2\); calibrate under the scheme"):
+        model().seconds(ONE, Scheme(parties=3), LOOPBACK)
+    with pytest.raises(ValueError, match=r"name tuned \(fitted for crypten\)"):
+        model(dealer={"dealer_bytes": 1.0}).dealer_seconds(ONE, Scheme("tuned", transport="direct"))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"coefficients": {"flops": 1.0}}, "unknown feature 'flops'"),
-        ({"coefficients": {"rounds": -1e-9}}, "must be >= 0"),
-        ({"residuals": (1.1, 1.0, 1.2)}, "in order"),
+        ({"operations": {POOLED: {"flops": 1.0}}}, r"unknown feature 'flops'; known: operations, rounds"),
+        ({"operations": {POOLED: {"rounds": -1e-9}}}, "rounds must be >= 0"),
+        ({"operations": {POOLED: {"rounds": math.inf}}}, "must be >= 0"),
+        ({"operations": {"relu": {"rounds": 1e-3}}}, "needs pooled coefficients"),
+        ({"dealer": {"dealer_bytes": math.nan}}, "dealer_bytes must be >= 0"),
     ],
 )
 def test_a_model_that_makes_no_sense_cannot_be_built(change: dict[str, object], message: str) -> None:
@@ -167,14 +211,9 @@ def test_a_model_that_makes_no_sense_cannot_be_built(change: dict[str, object], 
         model(**change)
 
 
-def test_unfit_observations_are_refused() -> None:
-    generator = np.random.default_rng(5)
-    some = observations(traces(3, generator), generator, noise=0.0)
-    with pytest.raises(ValueError, match="at least 2"):
-        fit(some[:1])
-    with pytest.raises(ValueError, match="2 schemes"):
-        fit([some[0], dataclasses.replace(some[1], scheme=Scheme(parties=3))])
-    with pytest.raises(ValueError, match="loopback, not on cheetah-wan"):
-        fit([some[0], dataclasses.replace(some[1], network=network("cheetah-wan"))])
-    with pytest.raises(ValueError, match="positive seconds"):
-        dataclasses.replace(some[0], online_s=(0.0,))
+@pytest.mark.parametrize(
+    "spread", [(-0.1, 0.0, 0.0, (0.0,) * 4), (0.0, 0.0, -1e-6, (0.0,) * 4), (0.1, 0.1, 0.0, (-1.0, 0.5, 0.2, 1.0))]
+)
+def test_a_spread_has_scales_and_quantiles_in_order(spread: tuple[object, ...]) -> None:
+    with pytest.raises(ValueError, match="scales >= 0 and quantiles in order"):
+        Spread(*spread)  # type: ignore[arg-type]
