@@ -166,20 +166,19 @@ class CostModel:
         """What one pass of `trace` costs, for any network: add costs, then ask `seconds_of`."""
         total_s = total_s2 = 0.0
         online, largest_bytes = PhaseTraffic.zero(self.scheme.parties), 0
-        for operation in trace.operations:
+        for operation, times in trace.counts.items():
             one = self._cost_of(operation)
-            total_s, total_s2 = total_s + one.compute_s, total_s2 + one.compute_s2
-            online, largest_bytes = online + one.online, max(largest_bytes, one.largest_bytes)
+            total_s, total_s2 = total_s + times * one.compute_s, total_s2 + times * one.compute_s2
+            online, largest_bytes = online + one.online * times, max(largest_bytes, one.largest_bytes)
         return Cost(total_s, total_s2, len(trace.operations), online, largest_bytes)
 
     def _cost_of(self, operation: Operation) -> Cost:
-        anywhere = Operation(operation.op, operation.operands, operation.output, operation.attributes)
-        if anywhere not in self._costs:
-            seconds = self.factor * self.operation_s(anywhere)
-            online = operation_traffic(anywhere, self.scheme).online
-            largest = largest_message_bytes(anywhere, self.scheme)
-            self._costs[anywhere] = Cost(seconds, seconds**2, 1, online, largest)
-        return self._costs[anywhere]
+        if operation not in self._costs:
+            seconds = self.factor * self.operation_s(operation)
+            online = operation_traffic(operation, self.scheme).online
+            largest = largest_message_bytes(operation, self.scheme)
+            self._costs[operation] = Cost(seconds, seconds**2, 1, online, largest)
+        return self._costs[operation]
 
     def seconds(self, trace: Trace, scheme: Scheme, network: NetworkProfile) -> Estimate:
         """Online seconds of one run of `trace` on `network`; ValueError where the model is of another scheme."""

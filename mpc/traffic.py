@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from mpc.scheme import Transport
@@ -127,6 +128,7 @@ def tally(events: Iterable[Event], parties: int, transport: Transport = "gloo") 
     return Traffic(phases["setup"], offline, phases["online"])
 
 
+@lru_cache(maxsize=100_000)
 def message_traffic(message: Message, parties: int, transport: Transport = "gloo") -> PhaseTraffic:
     """What each party sends, waits for and crosses for one message, by the transport's algorithm."""
     return (_direct_traffic if transport == "direct" else _gloo_traffic)(message, parties)
