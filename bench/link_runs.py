@@ -24,8 +24,8 @@ from mpc.scheme import Scheme
 
 # Bandwidths and delays that no named profile has; nothing is fitted on them.
 UNSEEN_LINKS = (
-    *("2gbit/0.4ms", "1500mbit/1.5ms", "800mbit/0.7ms", "600mbit/3ms", "350mbit/6ms", "150mbit/2ms", "700mbit/14ms"),
-    *("250mbit/25ms", "60mbit/12ms", "120mbit/50ms", "500mbit/60ms", "40mbit/30ms", "900mbit/90ms"),
+    *("1800mbit/0.6ms", "1200mbit/2.5ms", "650mbit/1ms", "450mbit/8ms", "280mbit/5ms", "180mbit/3.5ms", "550mbit/18ms"),
+    *("220mbit/33ms", "75mbit/9ms", "130mbit/45ms", "320mbit/70ms", "50mbit/24ms", "750mbit/55ms"),
 )
 KINDS = ("scaling", "relu_softmax", "softmax")
 SHAPES = (AttentionShape(65, 256, 4), AttentionShape(17, 64, 2))

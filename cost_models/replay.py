@@ -11,15 +11,20 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any
 
 from mpc.congestion import LINUX, Flow, Tcp
 from mpc.elapsed import together_s
 from mpc.ledger import LogEntry, MessageLog, Span
-from mpc.network import LOOPBACK, NetworkProfile
+from mpc.network import NetworkProfile
 from mpc.traffic import Message, PhaseTraffic, message_traffic
 from mpc.transport import HEADER_BYTES
+
+
+# After so long a sleep, half of what resuming can cost: measured on two cores of an AMD EPYC, direct links with delays
+# of 0.2 to 30 ms. A process that slept finds caches cold and its core at rest, the more so the longer it slept.
+HALF_COLD_S = 3e-3
+_PROBE_S = 1e-4  # replay is all but linear in `wake_s`: two points give the line
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +89,14 @@ def replay(logs: Sequence[MessageLog], network: NetworkProfile, tcp: Tcp | None 
     """The run that `logs` hold, one of each party, measured on loopback, as it would be on `network`.
 
     Connections have carried the same run once before, as those of a benchmark have after its warm-up; `tcp` says how
-    they grow (default: as on the shaped link). `wake_s` is paid for every message that the link holds up: a process
-    that has slept goes on with cold caches; `fit_wake` fits it. Raises ValueError where the logs are not those of one
-    run, or hold no online message: they would replay to loopback's seconds on any link.
+    they grow (default: as on the shaped link). `wake_s` is what it costs to resume after a long sleep (`resume_s`),
+    paid where a party sleeps longer for a message than it did on loopback; `fit_wake` fits it. Raises ValueError where
+    the logs are not those of one run, or hold no online message: they would replay to loopback's seconds on any link.
     """
     _demand_one_run(logs)
     logs = sorted(logs, key=lambda log: log.party)
     wire = _Wire(network, tcp or LINUX, len(logs), logs[0].transport)
     first = [_Timeline(log) for log in logs]
-    wake_s = 0.0 if network == LOOPBACK else wake_s
     _simulate(first, wire, wake_s)  # to warm up
     began_s, ended_s = min(log.start_s for log in logs), max(party.clock_s for party in first)
     parties = [_Timeline(log, later_s=ended_s - began_s) for log in logs]
@@ -116,26 +120,46 @@ def _simulate(parties: Sequence[_Timeline], wire: _Wire, wake_s: float) -> None:
                 loopback_s = max(begun_s) + handled_s
                 first_s, last_s = arrivals_s[number]
                 after_s = max(0.0, handled_s - max(0.0, last_s - max(first_s, begun_s[number])))
-                held_up_s = max(0.0, last_s + after_s + wake_s - loopback_s)
+                asleep_s = max(0.0, last_s - begun_s[number])
+                woken_s = max(0.0, resume_s(wake_s, asleep_s) - resume_s(wake_s, entry.wait_s))
+                held_up_s = max(0.0, last_s + after_s + woken_s - loopback_s)
                 delay_s = wire.delay_s(traffic.hops[number])
             else:  # it hands its data to the socket and goes on
-                loopback_s, held_up_s, delay_s = begun_s[number] + entry.wait_s, 0.0, 0.0
-            woken_s = min(wake_s, held_up_s)
+                loopback_s, woken_s, held_up_s, delay_s = begun_s[number] + entry.wait_s, 0.0, 0.0, 0.0
+            woken_s = min(woken_s, held_up_s)
             party.end(entry, begun_s[number], loopback_s, woken_s, min(delay_s, held_up_s - woken_s), held_up_s)
 
 
-def fit_wake(pairs: Iterable[tuple[Sequence[MessageLog], NetworkProfile, float]], tcp: Tcp | None = None) -> float:
-    """`wake_s` with which replay is right in the middle of `pairs`: logs on loopback, a link, seconds measured on it.
+def resume_s(wake_s: float, asleep_s: float) -> float:
+    """What local work after a sleep takes longer, at most `wake_s`."""
+    return wake_s * asleep_s / (asleep_s + HALF_COLD_S)
 
-    Seconds are those of `together_s`. Never negative. Raises ValueError without pairs.
+
+def fit_wake(pairs: Iterable[tuple[Sequence[MessageLog], NetworkProfile, float]], tcp: Tcp | None = None) -> float:
+    """The `wake_s` with the least sum of absolute relative errors of replay over `pairs`.
+
+    A pair is the logs of a run on loopback, a link, and seconds measured on that link as `together_s` counts them.
+    Never negative. Raises ValueError without pairs.
     """
-    found_s = [
-        (measured_s - together_s(replay(logs, network, tcp).logs)) / len(logs[0].messages)
-        for logs, network, measured_s in pairs
-    ]
-    if not found_s:
+    found = []  # `wake_s` that is right for a pair, and how much its error moves with it
+    for logs, network, measured_s in pairs:
+        without_s, with_s = (together_s(replay(logs, network, tcp, wake_s).logs) for wake_s in (0.0, _PROBE_S))
+        if with_s > without_s:
+            per_s = (with_s - without_s) / _PROBE_S
+            found.append(((measured_s - without_s) / per_s, per_s / measured_s))
+    if not found:
         raise ValueError("there is nothing to fit the cost of waking up to; measure at least one run on a link")
-    return max(0.0, median(found_s))
+    return max(0.0, _weighted_median(sorted(found)))
+
+
+def _weighted_median(weighted: Sequence[tuple[float, float]]) -> float:
+    """Of values in order, each with its weight."""
+    half = sum(weight for _, weight in weighted) / 2
+    for value, weight in weighted:
+        half -= weight
+        if half <= 0:
+            return value
+    return weighted[-1][0]
 
 
 def _demand_one_run(logs: Sequence[MessageLog]) -> None:

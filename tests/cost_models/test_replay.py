@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from cost_models.replay import Replay, fit_wake, replay
+from cost_models.replay import HALF_COLD_S, Replay, fit_wake, replay
 from mpc.congestion import Tcp
 from mpc.elapsed import together_s
 from mpc.ledger import LogEntry, MessageLog, Span
@@ -109,13 +109,20 @@ def test_the_dealer_s_work_takes_time_but_no_online_seconds() -> None:
     assert replay([later(log) for log in LOGS], LINK, WIDE).online.total_s == pytest.approx(replayed().online.total_s)
 
 
-def test_waking_up_is_paid_for_every_message_that_the_link_holds_up() -> None:
-    # Party 1 is held up by both messages, but the second waits for party 0, which left the first 0.125 later.
-    slower, plain = replayed(wake_s=0.125), replayed()
-    assert slower.online.total_s == pytest.approx(plain.online.total_s + 2 * 0.125)
-    assert slower.online.compute_s == pytest.approx(plain.online.compute_s + 2 * 0.125)
-    assert fit_wake([(LOGS, LINK, together_s(slower.logs))] * 3, WIDE) == pytest.approx(0.125)
-    assert fit_wake([(LOGS, LINK, 0.0)], WIDE) == 0.0
+def test_resuming_costs_what_the_link_lets_a_party_sleep_longer() -> None:
+    entries = (entry("relu", 8, 1.0, 1.0, 1.0 + HALF_COLD_S),)
+    logs = [MessageLog(party, 2, entries, 1.0 + HALF_COLD_S, 0.0, transport="direct") for party in (0, 1)]
+    plain, slower = replay(logs, LINK, WIDE), replay(logs, LINK, WIDE, wake_s=0.125)
+    # Both slept so long on loopback that half of it was paid there; a delay, 8 bytes and a header on the link.
+    asleep_s = 0.5 + 0.008 + HEADER_S
+    woken_s = 0.125 * (asleep_s / (asleep_s + HALF_COLD_S) - 0.5)
+    assert slower.online.total_s - plain.online.total_s == pytest.approx(woken_s)
+    assert slower.online.compute_s - plain.online.compute_s == pytest.approx(woken_s)
+    assert replay(logs, LOOPBACK, WIDE, wake_s=0.125).online.total_s == pytest.approx(1.0 + HALF_COLD_S)
+    # Two pairs of three were measured with this wake-up: the third does not move the median.
+    pairs = [(logs, LINK, together_s(slower.logs))] * 2 + [(logs, LINK, 99.0)]
+    assert fit_wake(pairs, WIDE) == pytest.approx(0.125)
+    assert fit_wake([(logs, LINK, 0.5)], WIDE) == 0.0
     with pytest.raises(ValueError, match="nothing to fit"):
         fit_wake([])
 
