@@ -20,7 +20,6 @@ from mpc.network import NetworkProfile
 from mpc.traffic import Message, PhaseTraffic, message_traffic
 from mpc.transport import HEADER_BYTES
 
-
 # After so long a sleep, half of what resuming can cost: measured on two cores of an AMD EPYC, direct links with delays
 # of 0.2 to 30 ms. A process that slept finds caches cold and its core at rest, the more so the longer it slept.
 HALF_COLD_S = 3e-3
