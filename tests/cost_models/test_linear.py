@@ -96,7 +96,9 @@ def test_costs_of_traces_in_a_row_add_up_but_for_the_largest_message(a: Trace, b
     assert both.largest_bytes == together.largest_bytes == max(one.largest_bytes, two.largest_bytes)
     assert both.online == Trace(a.operations + b.operations).traffic(SCHEME).online
     assert (both.compute_s, both.compute_s2) == pytest.approx((together.compute_s, together.compute_s2))
-    assert one + Cost.zero(2) == one
+    each = sum((model().cost(Trace((operation,))) for operation in a.operations), Cost.zero(2))
+    assert (each.online, each.largest_bytes, each.operations) == (one.online, one.largest_bytes, one.operations)
+    assert (each.compute_s, each.compute_s2) == pytest.approx((one.compute_s, one.compute_s2))
 
 
 @pytest.mark.parametrize("link", [LOOPBACK, network("cheetah-lan"), network("cheetah-wan"), network("20mbit/100ms")])
