@@ -379,6 +379,7 @@ import verbs  # noqa: E402, F401 - registers the verbs that run something; they 
 import verbs_bench  # noqa: E402, F401
 import verbs_breakdown  # noqa: E402, F401
 import verbs_calibrate  # noqa: E402, F401
+import verbs_links  # noqa: E402, F401
 import verbs_map  # noqa: E402, F401
 import verbs_replay  # noqa: E402, F401
 import verbs_search  # noqa: E402, F401

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -45,8 +45,8 @@ from cli import Parties as PartyCount
 from verbs import Out, Repeats, Seed, demand_this_machine, keep, kinds_of, progress_bar, rows_of
 
 if TYPE_CHECKING:
+    from bench.running import Stage
     from bench.secure_run import SecureRun
-    from mpc.network import NetworkProfile
     from mpc.ranges import Ranges
     from mpc.scheme import Scheme
 
@@ -65,7 +65,10 @@ FunctionLists = Annotated[
 ]
 Emulate = Annotated[
     str | None,
-    typer.Option(help="link: run on a link shaped as each --network says (Linux, root); replayed where left out"),
+    typer.Option(
+        help="how each --network comes about. transport: run, held by time stamps, no root (direct only); link: run on "
+        "a shaped link (Linux, root); replay: re-timed from loopback; left out: transport for direct, replay for gloo"
+    ),
 ]
 Log = Annotated[
     Path | None, typer.Option(help="write the message logs of all runs to this file: for mpc-pareto replay")
@@ -104,10 +107,10 @@ def bench_attention(
     out: Out = None,
     json_only: JsonOnly = False,
 ) -> None:
-    """Measure one attention layer of every kind, projections included, and re-time it on other links.
+    """Measure one attention layer of every kind, projections included, on loopback and on other networks.
 
-    Several schemes run interleaved. Seconds are of the slowest party on loopback; --network adds rows replayed from
-    the message log, or with --emulate link runs on such a link.
+    Several schemes run interleaved. Seconds are of the slowest party; --network adds rows of each network, emulated or
+    replayed from the message log as --emulate says, and each row says which.
     """
     from bench.attention import AttentionShape, attention_layer, measure_attention, reference_of, relative_seconds
     from bench.running import parties_on
@@ -119,7 +122,7 @@ def bench_attention(
     names = kinds_of(kinds) if kinds else list(KINDS)
     schemes = schemes_of(ctx.params)
     declared = _ranges_of(ranges, save_ranges, schemes)
-    places, links = places_of(network, emulate)
+    stages = places_of(network, emulate, schemes)
     rows: list[dict[str, Any]] = []
     runs: list[SecureRun] = []
     logs: list[tuple[str, SecureRun, Mapping[str, Any]]] = []
@@ -128,15 +131,15 @@ def bench_attention(
     layers = (attention_layer(kind, shape, linformer_k).eval() for kind in names)
     warn_of_unused(ranges, declared, (shape_reading(layer, (batch, tokens, dim)) for layer in layers))
     with progress_bar() as progress:
-        task = progress.add_task("starting parties", total=len(names) * len(places))
+        task = progress.add_task("starting parties", total=len(names) * len(stages))
         on_kind = lambda what: progress.update(task, description=what)  # noqa: E731
-        for place in places:
-            with parties_on(schemes, place) as running:
+        for stage in stages:
+            with parties_on(stage.schemes, stage.place, emulate=stage.emulation) as running:
                 for kind in names:
                     for run, record in measure_attention(
-                        running, shape, [kind], schemes, repeats, linformer_k, seed, on_kind, roles, declared
+                        running, shape, [kind], stage.schemes, repeats, linformer_k, seed, on_kind, roles, declared
                     ):
-                        rows += [record, *replayed_attention(run, record, links)]
+                        rows += [record, *replayed_attention(run, record, stage.replays.get(run.scheme, ()))]
                         runs.append(run)
                         logs.append((f"attention {kind}", run, record))
                     progress.advance(task)
@@ -204,7 +207,7 @@ def bench_model(
 
     schemes = schemes_of(ctx.params)
     declared = _ranges_of(ranges, save_ranges, schemes)
-    places, links = places_of(network, emulate)
+    stages = places_of(network, emulate, schemes)
     torch.manual_seed(seed)
     module = build(model)
     inputs = torch.randn(batch, *input_shape(module)[1:])
@@ -217,10 +220,11 @@ def bench_model(
     logs: list[tuple[str, SecureRun, Mapping[str, Any]]] = []
     with progress_console.status(f"running {model} on {parties} parties"):
         calibrated = ranges_for(schemes, module, others, declared)
-        for place in places:
-            with parties_on(schemes, place) as running:
-                for run in run_in_turn(running, module, inputs, schemes, roles, repeats, calibrated).values():
+        for stage in stages:
+            with parties_on(stage.schemes, stage.place, emulate=stage.emulation) as running:
+                for run in run_in_turn(running, module, inputs, stage.schemes, roles, repeats, calibrated).values():
                     figures = output_figures(run, module, inputs)
+                    links = stage.replays.get(run.scheme, ())
                     rows += network_rows(run, model, batch, figures, links, where(running))
                     runs.append(run)
                     logs.append((model, run, where(running)))
@@ -292,21 +296,26 @@ def bench_ops(
     _finish(rows, schemes, None)
 
 
-def places_of(networks: Sequence[str] | None, emulate: str | None) -> tuple[list[NetworkProfile], list[NetworkProfile]]:
-    """Where to run, and the links to replay on. Raises ValueError where this machine cannot have a shaped link."""
+def places_of(networks: Sequence[str] | None, emulate: str | None, schemes: Sequence[Scheme]) -> list[Stage]:
+    """Where to run what. Raises ValueError where this machine cannot have a shaped link that is asked for."""
+    from bench.running import stages_of
     from bench.shaped_link import why_not
     from mpc.network import LOOPBACK
 
-    if emulate not in (None, "link"):
-        raise UsageError(f"--emulate {emulate} is not available; choose from: link")
+    way: Literal["transport", "link", "replay"] | None
+    match emulate:
+        case None | "transport" | "link" | "replay":
+            way = emulate
+        case _:
+            raise UsageError(f"--emulate {emulate} is not available; choose from: transport, link, replay")
     named = [link_of(name) for name in networks or []]
-    if emulate is None:
-        return [LOOPBACK], [link for link in named if link != LOOPBACK]
-    if not named:
-        raise UsageError("--emulate link needs --network: the link to run on")
-    if any(place != LOOPBACK for place in named) and (reason := why_not()):
+    if way is not None and not named:
+        raise UsageError(f"--emulate {emulate} needs --network: the network to run on")
+    with wrong_usage():
+        stages = stages_of(schemes, named, way)
+    if any(s.place != LOOPBACK and s.emulation == "link" for s in stages) and (reason := why_not()):
         raise ValueError(reason)
-    return named, []
+    return stages
 
 
 def _ranges_of(choice: str | None, save: Path | None, schemes: Sequence[Scheme]) -> Ranges | None:

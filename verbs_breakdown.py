@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from cli import Dealer, JsonOnly, Transport, Truncation, UsageError, finish, progress_console, schemes_of, show
+from cli import Dealer, JsonOnly, Transport, Truncation, UsageError, finish, link_of, progress_console, schemes_of, show
 from verbs import Out, Repeats, Seed, demand_this_machine, keep, kinds_of, rows_of
 from verbs_bench import Emulate, FunctionLists, Schemes, bench_app, places_of
 
@@ -18,7 +18,7 @@ _PARTS = ("arithmetic_s", "python_s", "transfer_s", "waiting_s")
 def bench_breakdown(
     ctx: typer.Context,
     kinds: Annotated[str, typer.Option(help="attention kinds of a layer of 65 tokens, 256 wide, 4 heads")] = "softmax",
-    network: Annotated[str | None, typer.Option(help="the link to run on, with --emulate link; loopback")] = None,
+    network: Annotated[str | None, typer.Option(help="the network to run on, with --emulate; loopback")] = None,
     emulate: Emulate = None,
     scheme: Schemes = "crypten,tuned",
     functions: FunctionLists = "documented",
@@ -42,20 +42,21 @@ def bench_breakdown(
     from bench.running import parties_on, ranges_for
 
     schemes = schemes_of({**ctx.params, "parties": 2, "weights": "private", "precision_bits": 16, "range_check": False})
-    (place, *_), links = places_of([network] if network else None, emulate)
-    if links:
+    if network and emulate in (None, "replay"):
+        link_of(network)
         raise UsageError(f"a breakdown is measured, not replayed: add --emulate link to run on {network}")
+    (stage,) = places_of([network] if network else None, emulate, schemes)
     names = kinds_of(kinds)
     demand_this_machine(out)
     shape = AttentionShape()
     inputs = unit_input(AttentionShape(batch=max(BATCHES)), seed)
     others = torch.cat([unit_input(shape, seed + 1000 + i) for i in range(8)])
     rows: list[dict[str, Any]] = []
-    with progress_console.status("measuring"), parties_on(schemes, place) as running:
+    with progress_console.status("measuring"), parties_on(schemes, stage.place, emulate=stage.emulation) as running:
         for kind in names:
             layer = attention_layer(kind, shape, seed=seed)
             ranges = ranges_for(schemes, layer, others)
-            rows += measure_breakdown(running, f"attention {kind}", layer, inputs, ranges, place, repeats)
+            rows += measure_breakdown(running, f"attention {kind}", layer, inputs, ranges, stage.place, repeats)
     keep(ctx, out, "bench breakdown", "breakdown", rows)
     if not json_only:
         show(_table(rows))

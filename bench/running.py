@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from typing import Any, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,36 @@ def parties_on(
         elif place != LOOPBACK:
             wire = stack.enter_context(shaped_link(place, max(map(processes, schemes))))
         yield stack.enter_context(SchemeParties(schemes, threads, wire))
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Schemes that run side by side on `place`, emulated as `emulation` says, and what their logs are replayed on."""
+
+    place: NetworkProfile
+    emulation: Emulation
+    schemes: tuple[Scheme, ...]
+    replays: Mapping[Scheme, tuple[NetworkProfile, ...]] = field(default_factory=dict)
+
+
+def stages_of(
+    schemes: Sequence[Scheme], networks: Sequence[NetworkProfile], emulate: Emulation | Literal["replay"] | None = None
+) -> list[Stage]:
+    """Where to run `schemes`, so that there are seconds of all of them on all `networks`.
+
+    With `transport` or `link` everything runs on every network, emulated so. With `replay` it runs on loopback, and the
+    networks are replayed; where nothing is said, those over gloo are, and those over direct links run on each network
+    emulated by the transport as well. Raises ValueError for gloo on an emulating transport.
+    """
+    everything, away = tuple(schemes), tuple(profile for profile in networks if profile != LOOPBACK)
+    if emulate == "transport" and any(scheme.transport != "direct" for scheme in schemes):
+        raise ValueError(GLOO_HIDES_HOPS)
+    if emulate in ("transport", "link"):
+        return [Stage(profile, emulate, everything) for profile in networks]
+    direct = tuple(scheme for scheme in schemes if scheme.transport == "direct" and emulate is None)
+    replays = {scheme: away for scheme in schemes if scheme not in direct}
+    emulated = [Stage(profile, "transport", direct) for profile in away if direct]
+    return [Stage(LOOPBACK, "link", everything, replays), *emulated]
 
 
 def processes(scheme: Scheme) -> int:

@@ -246,7 +246,10 @@ SEARCH = ("search", "mpcvit", "--out", "x")
         ((*BENCH, "--scheme", "tuned", "--ranges", "defualt"), "there is no file defualt"),
         ((*BENCH, "--save-ranges", "x.json"), "--save-ranges is for tuned schemes with the same functions"),
         (("predict", "mpcvit:vit_2_4_32", "--scheme", "tuned", "--ranges", "calibrated"), "is default or a file of"),
-        ((*BENCH, "--emulate", "transport", "--network", "cheetah-wan"), "--emulate transport is not available"),
+        ((*BENCH, "--emulate", "transport", "--network", "cheetah-wan"), "hide their hops, so that no stamps of ours"),
+        ((*BENCH, "--emulate", "netem", "--network", "cheetah-wan"), "choose from: transport, link, replay"),
+        (("bench", "links", "--network", "nowhere"), "unknown network 'nowhere'; known"),
+        (("bench", "links", "--network", "loopback"), "on loopback nothing is emulated"),
         ((*BENCH, "--emulate", "link"), "--emulate link needs --network"),
         ((*BENCH, "--functions", "release"), "choose from: documented, released"),
         ((*SEARCH, "--functions", "release"), "choose from: documented, released"),
@@ -488,6 +491,24 @@ def test_an_emulated_link_is_run_on_and_not_replayed(monkeypatch: pytest.MonkeyP
     assert row["seconds"]["online"]["median"] > row["hops"] * 0.015
 
 
+@pytest.mark.parties
+def test_a_direct_scheme_runs_on_the_emulated_network_beside_loopback(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    layer = ("--tokens", "5", "--dim", "8", "--heads", "2", "--kinds", "scaling", "--repeats", "1")
+    both = ("--scheme", "crypten,tuned", "--network", "100mbit/30ms")
+    assert run(monkeypatch, "bench", "attention", *layer, *both, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["scheme"].split()[0], row["network"], row["mode"]) for row in rows] == [
+        ("crypten", "loopback", "measured"),
+        ("crypten", "100mbit/30ms", "replayed"),
+        ("tuned", "loopback", "measured"),
+        ("tuned", "100mbit/30ms", "emulated-transport"),
+    ]
+    assert rows[3]["seconds"]["online"]["median"] > rows[3]["hops"] * 0.015
+    assert rows[3]["online"] == rows[2]["online"]
+
+
 def test_a_machine_without_a_shaped_link_says_why_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
 ) -> None:
@@ -500,7 +521,7 @@ def test_a_machine_without_a_shaped_link_says_why_in_one_line(
 def shared_parties(monkeypatch: pytest.MonkeyPatch, two_parties: Parties) -> None:
     """Verbs that would start two parties use those of the session."""
     monkeypatch.setattr("mpc.parties.Parties", lambda scheme: nullcontext(two_parties))
-    monkeypatch.setattr("bench.running.parties_on", lambda schemes, place=None: nullcontext(two_parties))
+    monkeypatch.setattr("bench.running.parties_on", lambda *_, **__: nullcontext(two_parties))
 
 
 def tiny_spec() -> ViTSpec:

@@ -110,3 +110,8 @@ def surroundings(_: Party) -> tuple[str, bool]:
 def peers(party: Party) -> list[int]:
     """The numbers that this party has links to."""
     return sorted(party.links)
+
+
+def header_bytes(party: Party) -> dict[int, int]:
+    """How long the headers on each link of a party are."""
+    return {peer: link.header_bytes for peer, link in party.links.items()}
