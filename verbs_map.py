@@ -183,14 +183,14 @@ def _summary(record: dict[str, Any], panel: dict[str, Any]) -> dict[str, Any]:
 
 def _table(rows: list[dict[str, Any]], record: dict[str, Any]) -> Table:
     """The winner on every named network, a column for each panel."""
-    table = Table("network", caption="(x): by how much the runner-up is slower; ~: too close to call")
+    table = Table("network", caption="(runner-up and its seconds over the fastest's); ~: too close to call")
     for panel in record["panels"]:
         level = panel["accuracy"]
         table.add_column("fastest" if level is None else f"fastest at {100 * level:.1f} %, seconds")
     for row in rows:
         cells = []
         for won in row["winners"]:
-            ahead = "" if won["ratio"] is None else f" ({won['ratio']:.2f}x)"
+            ahead = "" if won["ratio"] is None else f" ({won['runner_up']} {won['ratio']:.2f}x)"
             cells.append(f"{'~ ' if won['too_close'] else ''}{won['winner']} {won['seconds']:.3g} s{ahead}")
         table.add_row(row["network"], *cells)
     return table

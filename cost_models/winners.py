@@ -186,7 +186,7 @@ def at(record: dict[str, Any], name: str) -> dict[str, Any]:
     bandwidth_mbit, round_trip_ms = 8e-6 * profile.bytes_per_s, 2e3 * profile.one_way_delay_s
     column = _nearest(record["plane"]["bandwidth_mbit"], bandwidth_mbit)
     row = _nearest(record["plane"]["round_trip_ms"], round_trip_ms)
-    names = [contender["name"] for contender in record["contenders"]]
+    names = {place: contender["name"] for place, contender in enumerate(record["contenders"])}
     return {
         "network": name,
         "winners": [
@@ -194,6 +194,7 @@ def at(record: dict[str, Any], name: str) -> dict[str, Any]:
                 "accuracy": panel["accuracy"],
                 "winner": names[panel["winner"][row][column]],
                 "seconds": panel["seconds"][row][column],
+                "runner_up": names.get(panel["runner_up"][row][column]),
                 "ratio": panel["ratio"][row][column],
                 "too_close": panel["too_close"][row][column],
             }
