@@ -244,7 +244,8 @@ LIMITS: Mapping[str, Limits] = {"crypten": Limits(120_000, 200_000_000), "tuned"
 def draw_cases(seed: int, each: int, limits: Limits, avoid: Sequence[Case] = ()) -> list[Case]:
     """`each` cases of every name within `limits`, spread evenly over the logarithm of their elements, in random order.
 
-    The same for the same seed; none has the shapes of one of `avoid`. Sizes are drawn as networks have them.
+    The same for the same seed; none has the shapes of one of `avoid`. Sizes are drawn as networks have them. Raises
+    ValueError where too few of those drawn are within the limits.
     """
     generator = random.Random(seed)
     taken = {case.label for case in avoid}
@@ -255,6 +256,8 @@ def draw_cases(seed: int, each: int, limits: Limits, avoid: Sequence[Case] = ())
             case = Case(name, _draw_sizes(generator))
             if case.elements <= limits.elements and case.macs <= limits.macs and case.label not in taken:
                 pool[case.label] = case
+        if len(pool) < each:
+            raise ValueError(f"only {len(pool)} of {each} cases of {name} are within {limits}; allow larger ones")
         cases += _spread(sorted(pool.values(), key=lambda case: case.elements), each)
     generator.shuffle(cases)
     return cases
@@ -279,5 +282,3 @@ def _spread(cases: Sequence[Case], count: int) -> Iterator[Case]:
         nearest = min(left, key=lambda case: abs(math.log(case.elements) - wanted))
         left.remove(nearest)
         yield nearest
-        if not left:
-            return
