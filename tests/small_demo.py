@@ -17,9 +17,9 @@ from models.spec import BlockSpec, ViTSpec
 from nas.settings import DEMO_SEARCH, DEMO_TEACHER
 
 SPEC = ViTSpec(32, 8, 16, 10, (BlockSpec(("softmax",) * 2, 8, 16),) * 2, name="tiny")
-PLAN = CalibrationPlan(tuple(draw_cases(1, 4, Limits(2000, 100_000))), (NetworkWorkload(SPEC),) * 2, passes=2)
+PLAN = CalibrationPlan(tuple(draw_cases(1, 4, Limits(20_000, 2_000_000))), (NetworkWorkload(SPEC),) * 2, passes=2)
 TEST = EvaluationPlan(
-    tuple(draw_cases(2, 1, Limits(2000, 100_000), PLAN.cases)),
+    tuple(draw_cases(2, 1, Limits(20_000, 2_000_000), PLAN.cases)),
     (AttentionWorkload(("softmax",) * 2, 9, 16),),
     (NetworkWorkload(SPEC.with_kinds("scaling")),) * 2,
     passes=2,
