@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.features import UNITS, Vector, counts, largest_message_bytes, model_key
+from cost_models.waking import resume_s
 from mpc.congestion import LINUX, ramp_s
 from mpc.network import LOOPBACK, NetworkProfile
 from mpc.scheme import Scheme
@@ -28,6 +29,7 @@ from mpc.traffic import PhaseTraffic
 
 SCHEMA = 2
 RECORD = "calibration"
+_HOPS_A_ROUND = {"gloo": 4, "direct": 1}  # of most messages, for how long a process sleeps for one
 POOLED = ""  # key of the coefficients for operations that were not in the sweep
 
 Coefficients = Mapping[str, float]
@@ -126,8 +128,8 @@ class CostModel:
 
     `operations` holds coefficients by `model_key`, those of unswept operations under POOLED, of operations alone, run
     again and again; a network takes `start_s` and `factor` times their sum, because it starts cold and its operations
-    find the caches as others left them. `wake_s` is what a process takes to resume for every message that came from
-    afar; `threads` is that of each party. Raises ValueError for an unknown feature or a negative coefficient.
+    find the caches as others left them. `wake_s` is what resuming costs after a long sleep for a message;
+    `threads` is that of each party. Raises ValueError for an unknown feature or a negative coefficient.
     """
 
     operations: Mapping[str, Coefficients]
@@ -232,7 +234,8 @@ class CostModel:
         return compute_s + self._delay_s(hops, rounds, network) + _transfer_s(sent_bytes, network)
 
     def _delay_s(self, hops: Numbers, rounds: Numbers, network: NetworkProfile) -> Numbers:
-        return hops * network.one_way_delay_s + rounds * self.wake_s
+        asleep_s = _HOPS_A_ROUND[self.scheme.transport] * network.one_way_delay_s
+        return hops * network.one_way_delay_s + rounds * resume_s(self.wake_s, asleep_s)
 
     def dealer_seconds(self, trace: Trace, scheme: Scheme) -> float:
         """Seconds of the dealer's work for one run of `trace` on loopback, no part of the online seconds.

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cost_models.waking import resume_s
 from mpc.congestion import LINUX, Flow, Tcp
 from mpc.elapsed import together_s
 from mpc.ledger import LogEntry, MessageLog, Span
@@ -20,9 +21,6 @@ from mpc.network import NetworkProfile
 from mpc.traffic import Message, PhaseTraffic, message_traffic
 from mpc.transport import HEADER_BYTES
 
-# After so long a sleep, half of what resuming can cost: measured on two cores of an AMD EPYC, direct links with delays
-# of 0.2 to 30 ms. A process that slept finds caches cold and its core at rest, the more so the longer it slept.
-HALF_COLD_S = 3e-3
 _PROBE_S = 1e-4  # replay is all but linear in `wake_s`: two points give the line
 
 
@@ -127,11 +125,6 @@ def _simulate(parties: Sequence[_Timeline], wire: _Wire, wake_s: float) -> None:
                 loopback_s, woken_s, held_up_s, delay_s = begun_s[number] + entry.wait_s, 0.0, 0.0, 0.0
             woken_s = min(woken_s, held_up_s)
             party.end(entry, begun_s[number], loopback_s, woken_s, min(delay_s, held_up_s - woken_s), held_up_s)
-
-
-def resume_s(wake_s: float, asleep_s: float) -> float:
-    """What local work after a sleep takes longer, at most `wake_s`."""
-    return wake_s * asleep_s / (asleep_s + HALF_COLD_S)
 
 
 def fit_wake(pairs: Iterable[tuple[Sequence[MessageLog], NetworkProfile, float]], tcp: Tcp | None = None) -> float:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from cost_models.replay import HALF_COLD_S, Replay, fit_wake, replay
+from cost_models.replay import Replay, fit_wake, replay
+from cost_models.waking import HALF_COLD_S
 from mpc.congestion import Tcp
 from mpc.elapsed import together_s
 from mpc.ledger import LogEntry, MessageLog, Span
