@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 import workflow
 from bench.attention import AttentionShape, measure_attention
 from bench.machine import usable_cores
-from bench.run_directory import RunDirectory
+from bench.run_directory import RunDirectory, write_json
 from calibrating import calibrate
 from cost_models.calibration import CalibrationPlan, Effort, EvaluationPlan, evaluation_plan, plan, save_default
 from cost_models.contenders import map_of_run
@@ -328,7 +328,7 @@ class _Demo:
         """The page and its figures."""
         self.steps.update("report", 0.0, "drawing")
         if (winners := map_of_run(self.run.path)) is not None:
-            self.run.write_json("winners.json", winners)
+            write_json(self.run.path / "winners.json", winners, indent=None)
         summary = build(self.run.path)
         self.steps.finish("report")
         return summary

@@ -7,7 +7,7 @@ from statistics import median
 from reports.accuracy_figures import Panel, panel
 from reports.attention_figures import Comparison, compare
 from reports.candidates import links
-from reports.prediction_figures import FOUND, FRONT, errors, of_networks
+from reports.prediction_figures import FOUND, FRONT, REPLAYS, errors, of_networks
 from reports.records_read import Run
 from reports.search_figures import last_epochs, short_objective
 from reports.style import significant
@@ -93,6 +93,8 @@ def _budget(run: Run) -> str | None:
 def _prediction(run: Run) -> str | None:
     parts = []
     for group, evaluation in (run.calibration["evaluation"] if run.calibration else {}).items():
+        if group == REPLAYS:  # no prediction of the cost model
+            continue
         scores = evaluation["scores"]
         parts.append(
             f"{group} never seen: median error {100 * scores['median_error']:.1f} %, "

@@ -25,18 +25,21 @@ from reports.style import (
     PURPLE,
     SKY,
     VERMILLION,
+    YELLOW,
     Drawing,
     new_figure,
 )
 
 BAND = 0.1
 MODEL = "cost model"
+REPLAY, REPLAYS = "replay", "replays"  # a group that the cost model does not predict: replay of loopback runs does
 FOUND, FRONT = "networks found", "front of a search"
 _GROUPS = {
     "operations": (BLUE, "o"),
     "layers": (ORANGE, "s"),
     "networks": (VERMILLION, "^"),
     "links": (PURPLE, "v"),
+    REPLAYS: (YELLOW, "X"),
     FOUND: (GREEN, "D"),
     FRONT: (SKY, "P"),
 }
@@ -163,7 +166,8 @@ def _of_model(
         "predicted_measured",
         "Predicted against measured",
         "Workloads that the cost model was not fitted on, all measured after it was frozen. Bars: the 90 % interval of "
-        "the prediction. Line: predicted = measured; shaded: 10 % either way. Faint crosses: networks replayed on a "
+        "the prediction. Replays: runs on loopback, replayed on a link that was measured too. "
+        "Line: predicted = measured; shaded: 10 % either way. Faint crosses: networks replayed on a "
         "link, where hops x delay + bytes / bandwidth stands on both sides; they count in no error. Errors are "
         f"relative to the measured seconds.{nothing}",
         figure,
@@ -182,7 +186,7 @@ def _of_baseline(
     _draw(axes, known)
     axes.set(xlabel="measured latency (s)", ylabel=f"latency by {name} (s)")
     evaluation = calibration["evaluation"] if calibration else {}
-    scores = {group: e["baselines"].get(name) for group, e in evaluation.items()}
+    scores = {group: e["baselines"][name] for group, e in evaluation.items() if name in e["baselines"]}
     axes.legend(handles=_legend(known, scores, name), loc="upper left", fontsize=7.5)
     silent = [group for group, said in scores.items() if said is None]
     nothing = f" It says nothing of: {', '.join(silent)}." if silent else ""

@@ -194,7 +194,8 @@ class CalibrationRecord(TypedDict):
     """The fitted cost model and how right it is: `"record": "calibration"`, schema 2.
 
     `operations` holds seconds per unit of each feature for every kind of operation. `evaluation` holds the groups
-    `operations`, `layers`, `networks` and `links`, those that were measured after the model was frozen.
+    `operations`, `layers`, `networks` and `links`, those that were measured after the model was frozen; `replays` are
+    the measurements of `links` beside a replay of loopback runs, in which the cost model has no part.
     """
 
     schema: int

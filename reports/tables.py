@@ -9,7 +9,7 @@ from html import escape
 from reports.accuracy_figures import panel
 from reports.attention_figures import REFERENCE_KIND, compare, shape_label
 from reports.candidates import links, reading
-from reports.prediction_figures import MODEL
+from reports.prediction_figures import MODEL, REPLAY, REPLAYS
 from reports.records import AttentionRecord, CandidateRecord, RemeasuredRecord, ScoresRecord, SpreadRecord
 from reports.records_read import Run
 from reports.style import significant
@@ -117,7 +117,7 @@ def calibration_table(run: Run) -> str:
         own = evaluation["scores"]
         coverage = (_percent(own["coverage_90"]), _percent(own["coverage_50"]))
         repeats = (_percent(own["repeatability_median"]), _percent(own["repeatability_p90"]))
-        rows.append((group, MODEL, *_scores(own), *coverage, *repeats))
+        rows.append((group, REPLAY if group == REPLAYS else MODEL, *_scores(own), *coverage, *repeats))
         for name, said in evaluation["baselines"].items():
             told = (_ABSENT,) * 6 if said is None else _scores(said)
             rows.append((group, name, *told, *(_ABSENT,) * 4))

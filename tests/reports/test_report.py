@@ -149,7 +149,8 @@ def test_the_table_has_the_model_beside_every_baseline(run_dir: Path) -> None:
     page = build(run_dir).page.read_text()
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", page)]
     by_key = {(row[0], row[1]): row[2:] for row in rows if len(row) == 12}
-    assert len(by_key) == 4 * 7
+    assert len(by_key) == 4 * 7 + 1
+    assert by_key["replays", "replay"][0] == "18"
     model = by_key["networks", "cost model"]
     assert model[:4] == ["32", *(f"{100 * scores[key]:.1f} %" for key in ("median_error", "p90_error", "within_10"))]
     assert model[6:9] == [f"{100 * scores['coverage_90']:.1f} %", "50.0 %", "1.0 %"]
