@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.disturbance import Disturbance
-from bench.link_runs import KINDS, UNSEEN_LINKS, LinkMeasurement, link_workloads, measure_links, together_s
+from bench.link_runs import KINDS, UNSEEN_LINKS, LinkMeasurement, link_workloads, measure_links
 from bench.machine import this_machine
 from bench.running import ranges_for
 from bench.secure_run import SecureRun, run_module
@@ -27,6 +27,7 @@ from cost_models.linear import CostModel
 from cost_models.observations import Observation, OperationSamples, operation_seconds
 from cost_models.replay import fit_wake, replay
 from cost_models.sweep import Case, Sweep, number_of
+from mpc.elapsed import together_s
 from mpc.network import network
 from mpc.parties import Parties
 from mpc.ranges import NOTHING_DECLARED, Ranges

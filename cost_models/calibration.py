@@ -157,6 +157,7 @@ EVALUATIONS: Mapping[str, Effort] = {
 }
 # No named profile, and none that the test runs on.
 CALIBRATION_LINKS = ("1gbit/1ms", "300mbit/35ms")
+_CALIBRATION_SEED, _EVALUATION_SEED = 1, 2
 
 
 def plan(protocols: str = "crypten", effort: Effort = CALIBRATION) -> CalibrationPlan:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.link_runs import UNSEEN_LINKS
 from bench.machine import this_machine
 from cost_models.calibration import (
     CALIBRATION_LINKS,
     EVALUATIONS,
-    UNSEEN_LINKS,
     AttentionWorkload,
     Effort,
     NetworkWorkload,
@@ -60,7 +60,7 @@ def test_the_test_of_a_model_holds_nothing_that_it_was_fitted_to(protocols: str)
     assert not {case.label for case in fitted.cases} & {case.label for case in test.cases}
     nameless = [{dataclasses.replace(w.spec, name="") for w in each.networks} for each in (fitted, test)]
     assert [len(specs) for specs in nameless] == [3, 3] and not nameless[0] & nameless[1]
-    assert (fitted.passes, len(test.layers), test.passes, len(test.links), test.link_repeats) == (4, 2, 4, 2, 5)
+    assert (fitted.passes, len(test.layers), test.passes, test.links, test.link_repeats) == (4, 2, 4, 2, 5)
     assert (fitted, test) == (plan(protocols, EFFORT), evaluation_plan(fitted, protocols, EFFORT))
 
 
@@ -77,7 +77,7 @@ def test_links_of_the_test_are_known_to_nobody() -> None:
 def test_an_evaluation_has_the_layers_and_links_that_it_promises(level: str) -> None:
     wanted = EVALUATIONS[level]
     test = evaluation_plan(plan("crypten", EFFORT), "crypten", dataclasses.replace(wanted, cases=1))
-    assert (len(test.layers), len(test.networks), len(test.links)) == (wanted.layers, wanted.networks, wanted.links)
+    assert (len(test.layers), len(test.networks), test.links) == (wanted.layers, wanted.networks, wanted.links)
 
 
 def test_the_full_evaluation_has_layers_of_every_kind_and_of_several_at_once() -> None:
