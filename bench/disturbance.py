@@ -13,7 +13,8 @@ _BUSY = (0, 1, 2, 5, 6, 7)  # user, nice, system, irq, softirq, steal of /proc/s
 class Disturbance:
     """The share of the machine's CPU time that went to others than this process and `process_ids`, since it was made.
 
-    Time that a hypervisor withheld counts as theirs. Linux only: elsewhere `share` is None.
+    What these have started is theirs, once it has ended. Time that a hypervisor withheld is the others'. Linux only:
+    elsewhere `share` is None.
     """
 
     def __init__(self, process_ids: Sequence[int]) -> None:
@@ -26,7 +27,8 @@ class Disturbance:
         if not self._known:
             return None
         wall_s, busy_s, own_s = (now - before for now, before in zip(self._read(), self._before, strict=True))
-        return max(0.0, busy_s - own_s) / (wall_s * (os.cpu_count() or 1)) if wall_s > 0 else 0.0
+        # Ticks are coarse: over a few milliseconds, one of them could be more than all there was.
+        return min(1.0, max(0.0, busy_s - own_s) / (wall_s * (os.cpu_count() or 1))) if wall_s > 0 else 0.0
 
     def _read(self) -> tuple[float, float, float]:
         ticks_per_s = os.sysconf("SC_CLK_TCK")
@@ -37,9 +39,9 @@ class Disturbance:
 
 
 def _ticks(process_id: int) -> int:
-    """CPU time of a process and all its threads; 0 where it is gone."""
+    """CPU time of a process, all its threads, and its children that it has waited for; 0 where it is gone."""
     try:
         after_name = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0
-    return int(after_name[11]) + int(after_name[12])
+    return sum(int(ticks) for ticks in after_name[11:15])
