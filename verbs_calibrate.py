@@ -98,7 +98,7 @@ def _show(record: Mapping[str, Any], path: Path) -> None:
         )
     seconds = f"calibrated in {record['calibration_s']:.0f} s"
     typer.echo(f"{seconds}; frozen {record['frozen_at']}; kept in {path}")
-    if record["others_share"] > 0.05:
+    if (record["others_share"] or 0.0) > 0.05:  # None where that cannot be known
         typer.echo(
             f"other programs took {record['others_share']:.0%} of the CPU meanwhile: seconds scatter, calibrate again "
             "when they are gone",
