@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from bench.machine import this_machine
 from cost_models.linear import POOLED, Cost, CostModel, Estimate, MachineWarning, Spread
+from cost_models.waking import resume_s
 from mpc.congestion import PAYLOAD_SHARE, ramp_s
 from mpc.network import LOOPBACK, NetworkProfile, network
 from mpc.scheme import Scheme
@@ -44,9 +45,10 @@ def model(**changes: object) -> CostModel:
 
 def test_seconds_on_a_link_by_hand() -> None:
     estimate = model().seconds(ONE, SCHEME, LINK)
-    compute_s, link_s = 0.25 + 2 * RELU_S, 36 * 0.5 + 9 * 0.125 + 10 / PAYLOAD_SHARE
+    woken_s = 9 * resume_s(0.125, 4 * 0.5)  # over gloo a process sleeps four delays for a message
+    compute_s, link_s = 0.25 + 2 * RELU_S, 36 * 0.5 + woken_s + 10 / PAYLOAD_SHARE
     assert estimate.compute_s == pytest.approx(compute_s)
-    assert estimate.delay_s == pytest.approx(36 * 0.5 + 9 * 0.125)  # one-way delays, and resuming in every round
+    assert estimate.delay_s == pytest.approx(36 * 0.5 + woken_s)  # one-way delays, and resuming in every round
     assert estimate.transfer_s == pytest.approx(10 / PAYLOAD_SHARE)
     assert estimate.p50_s == pytest.approx(compute_s + link_s)
     # The scale is sqrt(0.3^2 + 0.4^2) = 0.5 for one operation; the scores are -2, -1, 1 and 2.
