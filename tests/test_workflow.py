@@ -20,7 +20,7 @@ from bench.run_directory import RunDirectory, write_json
 from bench.secure_run import SecureRun
 from cost_models.calibration import AttentionWorkload, CalibrationPlan, NetworkWorkload, load_default, save_default
 from cost_models.latency_term import KindLatency, MixtureLatency, mixture_latency
-from cost_models.linear import CostModel
+from cost_models.linear import POOLED, CostModel, Spread
 from models.spec import BlockSpec, ViTSpec
 from models.vit import VisionTransformer
 from mpc.congestion import PAYLOAD_SHARE
@@ -113,7 +113,8 @@ def test_calibration_runs_the_plan_fits_and_is_judged_on_what_was_held_out(
 
 def _cost_model(scheme: Scheme | None = None) -> CostModel:
     coefficients = {"rounds": 2e-3, "ring_bytes": 1e-8}
-    return CostModel(coefficients, scheme or Scheme(), this_machine().to_json(), (0.9, 1.0, 1.2))
+    spread = Spread(0.1, 0.0, 0.0, (-1.0, -0.5, 0.5, 1.0))
+    return CostModel({POOLED: coefficients}, scheme or Scheme(), this_machine().to_json(), spread)
 
 
 @pytest.mark.parties
@@ -138,7 +139,8 @@ def test_a_measured_candidate_is_what_the_report_reads(two_parties: Parties, tmp
     link_s = candidate["online"]["hops"] * 0.02 + candidate["online"]["bytes"] / 50e6
     assert link_s - here["median"] < there["median"] - here["median"] < 1.02 * link_s
     predicted = candidate["seconds"]
-    assert predicted["cheetah-wan"]["p50"] - predicted["loopback"]["p50"] == pytest.approx(link_s)
+    predicted_link_s = candidate["online"]["hops"] * 0.02 + candidate["online"]["bytes"] / (50e6 * PAYLOAD_SHARE)
+    assert predicted["cheetah-wan"]["p50"] - predicted["loopback"]["p50"] == pytest.approx(predicted_link_s)
     assert predicted["loopback"]["p05"] < predicted["loopback"]["p50"] < predicted["loopback"]["p95"]
     by_op = candidate["by_op_s"]
     added_s = sum(by_op["cheetah-wan"].values()) - sum(by_op["loopback"].values())
