@@ -254,7 +254,11 @@ def _seconds(trace: Trace, scheme: Scheme, profiles: list[Any]) -> dict[str, dic
     """Predicted seconds on each network, or None with advice where this machine is not calibrated."""
     from cost_models.calibration import load_default
 
-    cost_model = load_default(scheme)
+    try:
+        cost_model = load_default(scheme)
+    except ValueError as error:
+        typer.echo(f"no seconds: {error}", err=True)
+        return None
     if cost_model is None:
         typer.echo(f"no seconds: this machine is not calibrated; run: {_calibrate_command(scheme)}", err=True)
         return None
