@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +46,7 @@ def calibrate(
     evaluate: Annotated[
         str, typer.Option(help="how much to test the fitted model on: none, quick, or full (several times as long)")
     ] = "quick",
+    passes: Annotated[int | None, typer.Option(min=1, help="runs of all that is tested; 5 of quick, 9 of full")] = None,
     links: Annotated[
         bool, typer.Option("--links/--no-links", help="also fit and test on emulated links, where there can be any")
     ] = True,
@@ -65,6 +67,8 @@ def calibrate(
     demand_this_machine(out)
     calibrated = plan(chosen.name)
     test = None if evaluate == "none" else evaluation_plan(calibrated, chosen.name, EVALUATIONS[evaluate])
+    if test is not None and passes is not None:
+        test = replace(test, passes=passes)
     kept: list[Path] = []
     with progress_bar() as progress:
         task = progress.add_task("calibrating", total=None)
