@@ -64,6 +64,14 @@ def test_an_operation_alone_neither_starts_cold_nor_finds_other_caches() -> None
     assert alone.p95_s == pytest.approx(RELU_S * math.exp(1))
 
 
+def test_resuming_costs_less_where_messages_come_sooner() -> None:
+    direct = Scheme(transport="direct")
+    short = dataclasses.replace(LINK, one_way_delay_s=3e-3)
+    rounds = max(ONE.traffic(direct).online.rounds)
+    added_s = [model(scheme=direct, wake_s=wake_s).seconds(ONE, direct, short).delay_s for wake_s in (0.0, 1.0)]
+    assert added_s[1] - added_s[0] == pytest.approx(rounds * 0.5)
+
+
 def test_loopback_adds_nothing() -> None:
     estimate = model(wake_s=7.0).seconds(ONE, SCHEME, LOOPBACK)
     assert (estimate.delay_s, estimate.transfer_s) == (0.0, 0.0)
