@@ -1,10 +1,9 @@
-"""What joins the folders: calibration on parties, replay, candidates, searches on a link, the cross table."""
+"""What joins the folders: replay, candidates, searches on a link, the cross table."""
 
 from __future__ import annotations
 
 import json
 import random
-import statistics
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from bench.machine import this_machine
 from bench.records import append, plain
 from bench.run_directory import RunDirectory, write_json
 from bench.secure_run import SecureRun
-from cost_models.calibration import AttentionWorkload, CalibrationPlan, NetworkWorkload, load_default, save_default
+from cost_models.calibration import save_default
 from cost_models.latency_term import KindLatency, MixtureLatency, mixture_latency
 from cost_models.linear import POOLED, CostModel, Spread
 from models.spec import BlockSpec, ViTSpec
@@ -33,7 +32,7 @@ from mpc.traffic import Message
 from nas.retrain import load_network
 from nas.runs import SearchRequest, retrain_front, search_on_link
 from reports.conform import conform
-from reports.records_read import AttentionRecord, CalibrationRecord, CandidateRecord, CrossTableRecord, read_run
+from reports.records_read import AttentionRecord, CandidateRecord, CrossTableRecord, read_run
 from tests.reports.synthetic_run import attention as synthetic_attention
 
 KINDS = ("relu_softmax", "scaling")
@@ -87,28 +86,6 @@ def test_a_network_has_a_row_on_loopback_and_one_on_each_link() -> None:
     assert [(row["network"], row["mode"]) for row in rows] == [("loopback", "measured"), ("hand", "replayed")]
     assert [row["seconds_per_image"] for row in rows] == pytest.approx([5 / 4, (5 + RELU_S + LINEAR_S) / 4])
     assert [row["seconds"]["total"] is None for row in rows] == [False, True]  # the dealer's link is not replayed
-
-
-@pytest.mark.parties
-def test_calibration_runs_the_plan_fits_and_is_judged_on_what_was_held_out(
-    two_parties: Parties, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    layers = [AttentionWorkload((kind,) * 2, 5, 8) for kind in ("softmax", "relu_softmax", "scaling")]
-    plan = CalibrationPlan((*layers,), (NetworkWorkload(SPEC),), passes=2)
-    heard: list[tuple[int, int, str]] = []
-    record = workflow.calibrate(two_parties, plan, two_parties.scheme, lambda *what: heard.append(what))
-    assert [(done, total) for done, total, _ in heard] == [(done, 8) for done in range(9)]
-    conform(plain(record), CalibrationRecord, "calibration")
-    assert [(len(point["samples_s"]), point["what"]) for point in record["held_out"]] == [(2, "network tiny")]
-    assert [point["what"] for point in record["fit"]] == [layer.what for layer in layers]
-    point = record["held_out"][0]
-    assert point["fastest_s"] == min(point["samples_s"])
-    assert point["measured_s"] == statistics.median(point["samples_s"])
-    assert record["median_error"] == pytest.approx(abs(point["predicted_s"] / point["measured_s"] - 1))
-    save_default(record, two_parties.scheme)
-    model = load_default()
-    assert model is not None and model.coefficients == record["coefficients"]
 
 
 def _cost_model(scheme: Scheme | None = None) -> CostModel:
