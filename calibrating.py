@@ -38,7 +38,7 @@ from mpc.trace import Trace
 Record = dict[str, Any]
 OnRun = Callable[[int, int, str], None]
 OnFrozen = Callable[[Record], None]
-CALIBRATION_LINK_REPEATS = 3
+CALIBRATION_LINK_REPEATS = 7
 
 
 def calibrate(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from mpc.elapsed import together_s
 from mpc.ledger import LogEntry, MessageLog
 from mpc.parties import Parties, Party
 from mpc.ranges import NOTHING_DECLARED, Ranges
@@ -27,7 +28,7 @@ from mpc.traffic import WORD_BYTES, Correlation, Event, Message, Phase, Traffic
 class SecureRun:
     """One module, run `repeats` times on one input. Seconds hold a value for each repeat, of the slowest party.
 
-    `traffic` was counted at the wire and found equal to the shape reading's. `output` is what the party that learns
+    Online seconds count from when the last party was ready. `traffic` was counted at the wire and found equal to the shape reading's. `output` is what the party that learns
     the result saw. `logs` are the message logs of all parties in the repeat with the median online time. `setup_s`
     is what opening fixed weights once took; `ranges` are those that the tuned protocols were given, and `outside` is
     the secure range check's count of values outside them (None where the scheme does not check).
@@ -151,7 +152,7 @@ def _merge(
     for logs in runs:
         for log in logs:
             _demand_equal(log, expected, scheme)
-    online_s = tuple(max(log.online_s for log in logs) for logs in runs)
+    online_s = tuple(together_s(logs) for logs in runs)
     middle = online_s.index(statistics.median_low(online_s))
     _demand_reveal(results, roles, scheme)
     setups = [result.setup_log for result in results if result.setup_log is not None]
@@ -168,7 +169,7 @@ def _merge(
         traffic,
         online_s,
         tuple(max(log.dealer_s for log in logs) for logs in runs),
-        tuple(max(log.online_s + log.dealer_s for log in logs) for logs in runs),
+        tuple(s + max(log.dealer_s for log in logs) for s, logs in zip(online_s, runs, strict=True)),
         output,
         runs[middle],
         results[knows].reveal_log,

@@ -13,5 +13,7 @@ def together_s(logs: Sequence[MessageLog]) -> float:
     Parties that meet over a long link leave up to a delay apart. The one that leaves first would count that as online:
     seconds that say how the meeting went, not how long the run takes.
     """
+    if not all(log.messages for log in logs):
+        return max(log.online_s for log in logs)
     ready_s = [log.messages[0].start_s - log.messages[0].compute_s for log in logs]
     return max(log.online_s - (max(ready_s) - ready) for log, ready in zip(logs, ready_s, strict=True))
