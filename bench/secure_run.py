@@ -28,10 +28,11 @@ from mpc.traffic import WORD_BYTES, Correlation, Event, Message, Phase, Traffic
 class SecureRun:
     """One module, run `repeats` times on one input. Seconds hold a value for each repeat, of the slowest party.
 
-    Online seconds count from when the last party was ready. `traffic` was counted at the wire and found equal to the shape reading's. `output` is what the party that learns
-    the result saw. `logs` are the message logs of all parties in the repeat with the median online time. `setup_s`
-    is what opening fixed weights once took; `ranges` are those that the tuned protocols were given, and `outside` is
-    the secure range check's count of values outside them (None where the scheme does not check).
+    Online seconds count from when the last party was ready. `traffic` was counted at the wire and found equal to the
+    shape reading's. `output` is what the party that learns the result saw. `logs` are the message logs of all parties
+    in the repeat with the median online time. `setup_s` is what opening fixed weights once took; `ranges` are those
+    that the tuned protocols were given, and `outside` is the secure range check's count of values outside them (None
+    where the scheme does not check).
     """
 
     scheme: Scheme
