@@ -259,6 +259,7 @@ SEARCH = ("search", "mpcvit", "--out", "x")
         (("infer", "mpcvit:vit_2_4_32", "--weights", "publc"), "choose from: private, public"),
         (("calibrate", "--dealer", "tpt"), "choose from: tfp, ttp"),
         (("calibrate", "--precision-bits", "8"), "precision_bits must lie in 14..20, got 8"),
+        (("calibrate", "--evaluate", "fll"), "--evaluate fll is unknown; choose from: none, quick, full"),
         (("infer", "mpcvit:vit_2_4_32", "--network", "cheetah-wan"), "--network does not apply to one network"),
     ],
 )
@@ -454,22 +455,33 @@ def test_the_tuned_scheme_infers_with_ranges_from_training_images_and_from_a_fil
     assert json.loads(capsys.readouterr().out)["online"] == records[1]["online"]
 
 
+def plan_in_miniature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `calibrate` runs, in seconds: operations and networks of a few elements."""
+    from cost_models import calibration
+    from cost_models.sweep import CASES, Case, Sizes
+
+    sizes = Sizes(batch=1, tokens=5, dim=8, heads=2, head_dim=4, mlp_width=16)
+    networks = (calibration.NetworkWorkload(tiny_spec()),) * 2
+    plan = calibration.CalibrationPlan(tuple(Case(name, sizes) for name in CASES), networks, passes=1)
+    layers = (calibration.AttentionWorkload(("scaling",) * 2, 5, 8),) * 2
+    test = calibration.EvaluationPlan((), layers, (), passes=1, links=1)
+    monkeypatch.setattr(calibration, "plan", lambda _: plan)
+    monkeypatch.setattr(calibration, "evaluation_plan", lambda *_: test)
+
+
 @pytest.mark.parties
 def test_a_machine_calibrated_for_the_tuned_scheme_predicts_its_seconds(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path, tuned_parties: Parties
 ) -> None:
-    from cost_models import calibration
-
-    monkeypatch.setattr("mpc.parties.Parties", lambda scheme: nullcontext(tuned_parties))
-    layers = [calibration.AttentionWorkload((kind,) * 2, 5, 8) for kind in ("softmax", "relu_softmax", "scaling")]
-    plan = calibration.CalibrationPlan((layers[0], layers[1]), (layers[2],), passes=1)
-    monkeypatch.setattr(calibration, "plan", lambda: plan)
+    monkeypatch.setattr("mpc.parties.Parties", lambda *_: nullcontext(tuned_parties))
+    plan_in_miniature(monkeypatch)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     ask = ("predict", "mpcvit:vit_2_4_32", "--scheme", "tuned", "--json", "--network", "cheetah-wan")
     assert run(monkeypatch, *ask) == 0
     assert capsys.readouterr().err.endswith("run: mpc-pareto calibrate --scheme tuned\n")
-    assert run(monkeypatch, "calibrate", "--scheme", "tuned", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["scheme"]["name"] == "tuned"
+    assert run(monkeypatch, "calibrate", "--scheme", "tuned", "--evaluate", "none", "--no-links", "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["scheme"]["name"], record["evaluation"]) == ("tuned", {})
     assert run(monkeypatch, *ask) == 0
     predicted = json.loads(capsys.readouterr().out)
     link_s = predicted["hops"] * 0.02 + predicted["online"]["bytes"] / 50e6
@@ -520,7 +532,7 @@ def test_a_machine_without_a_shaped_link_says_why_in_one_line(
 @pytest.fixture
 def shared_parties(monkeypatch: pytest.MonkeyPatch, two_parties: Parties) -> None:
     """Verbs that would start two parties use those of the session."""
-    monkeypatch.setattr("mpc.parties.Parties", lambda scheme: nullcontext(two_parties))
+    monkeypatch.setattr("mpc.parties.Parties", lambda *_: nullcontext(two_parties))
     monkeypatch.setattr("bench.running.parties_on", lambda *_, **__: nullcontext(two_parties))
 
 
@@ -593,18 +605,74 @@ def test_infer_ends_with_the_record_of_a_trained_network(
 @pytest.mark.parties
 @pytest.mark.usefixtures("shared_parties")
 def test_a_calibrated_machine_predicts_seconds(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
-    from cost_models import calibration
-
-    layers = [calibration.AttentionWorkload((kind,) * 2, 5, 8) for kind in ("softmax", "relu_softmax", "scaling")]
-    plan = calibration.CalibrationPlan((layers[0], layers[1]), (layers[2],), passes=1)
-    monkeypatch.setattr(calibration, "plan", lambda: plan)
+    plan_in_miniature(monkeypatch)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert run(monkeypatch, "predict", "mpcvit:vit_2_4_32", "--json") == 0
     out, error = capsys.readouterr()
     assert json.loads(out)["seconds"] is None and "run: mpc-pareto calibrate" in error
-    assert run(monkeypatch, "calibrate", "--json", "--out", str(tmp_path)) == 0
-    record = json.loads(capsys.readouterr().out)
-    assert record["kept_in"].startswith(str(tmp_path)) and (tmp_path / "calibration.json").exists()
+    assert run(monkeypatch, "calibrate", "--no-links", "--out", str(tmp_path)) == 0
+    *table, line = capsys.readouterr().out.splitlines()
+    record = json.loads(line)
+    assert any("layers: 2 never seen before the model was frozen" in row for row in table)
+    for row in ("cost model", *record["evaluation"]["layers"]["baselines"]):
+        assert any(row in printed for printed in table)
+    kept = json.loads(Path(record.pop("kept_in")).read_text())
+    assert kept == json.loads((tmp_path / "calibration.json").read_text()) == record
+    assert record["evaluation"].keys() == {"layers"}
     assert run(monkeypatch, "predict", "mpcvit:vit_2_4_32", "--json", "--network", "cheetah-wan") == 0
     seconds = json.loads(capsys.readouterr().out)["seconds"]["cheetah-wan"]
-    assert 0 < seconds["p05"] <= seconds["p50"] <= seconds["p95"]
+    assert 0 < seconds["p05"] <= seconds["p95"] and seconds["p50"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "threads", "tested", "links"),
+    [
+        ((), 1, 9, True),
+        (("--evaluate", "none", "--no-links", "--threads", "3"), 3, None, False),
+        (("--evaluate", "full", "--passes", "2"), 1, 2, True),
+    ],
+)
+def test_a_model_is_kept_as_soon_as_it_is_fitted(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    threads: int,
+    tested: int | None,
+    links: bool,
+) -> None:
+    import calibrating
+    from bench.machine import this_machine
+    from cost_models import calibration
+    from cost_models.linear import POOLED, CostModel, Spread
+    from mpc.scheme import Scheme
+
+    spread = Spread(0.1, 0.1, 0.0, (-1.0, -0.5, 0.5, 1.0))
+    model = CostModel({POOLED: {"rounds": 1e-3}}, Scheme(), this_machine().to_json(), spread, threads=threads)
+
+    def interrupted(parties: Any, plan: Any, test: Any, _: Any, on_frozen: Any, chosen_links: bool) -> None:
+        assert (parties, plan, chosen_links) == ((Scheme(), threads), "plan", links)
+        assert (test and test.passes) == tested
+        on_frozen({**model.to_json(), "evaluation": {}})
+        raise ValueError("a test that fails; try again")
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr("mpc.parties.Parties", lambda *chosen: nullcontext(chosen))
+    monkeypatch.setattr(calibrating, "calibrate", interrupted)
+    monkeypatch.setattr(calibration, "plan", lambda protocols: {"crypten": "plan"}[protocols])
+    test = calibration.EvaluationPlan((), (), (), passes=9)
+    monkeypatch.setattr(calibration, "evaluation_plan", lambda *_: test)
+    assert run(monkeypatch, "calibrate", *options) == 1
+    assert "mpc-pareto: a test that fails; try again\n" in capsys.readouterr().err
+    assert calibration.load_default(Scheme(), threads) == model
+
+
+def test_a_machine_that_others_used_meanwhile_is_told_so(capsys: Any) -> None:
+    from verbs_calibrate import _show
+
+    record = {"evaluation": {}, "calibration_s": 61.4, "frozen_at": "2026-11-21T10:00:00+00:00"}
+    for share, said in ((0.04, False), (None, False), (0.31, True)):
+        _show({**record, "others_share": share}, Path("kept.json"))
+        out, error = capsys.readouterr()
+        assert out == "calibrated in 61 s; frozen 2026-11-21T10:00:00+00:00; kept in kept.json\n"
+        assert ("other programs took 31% of the CPU" in error) is said
