@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from cli import JsonOnly, Networks, UsageError, finish, link_of, progress_console, show
-from verbs import Out, demand_this_machine, keep, rows_of
+from verbs import Out, demand_this_machine, keep
 from verbs_bench import bench_app
 
 
@@ -48,11 +48,10 @@ def bench_links(
         with progress_console.status(f"measuring {profile.name}"), ways_of(profile, reason is None) as ways:
             seconds = measure_ways(ways, cases, repeats)
         rows.append(agreement(profile, cases, seconds))
+        if not json_only:
+            show(_table(rows[-1]))
     keep(ctx, out, "bench links", "links", rows)
-    if not json_only:
-        for row in rows:
-            show(_table(row))
-    finish({"rows": rows_of(rows)})
+    finish({"rows": [{key: value for key, value in row.items() if key != "machine"} for row in rows]})
 
 
 def _table(record: dict[str, Any]) -> Table:

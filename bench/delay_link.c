@@ -180,25 +180,31 @@ static uint64_t deliver(struct link *link, struct queue *queue, int device) {
     return UINT64_MAX;
 }
 
-static uint64_t deliver_all(struct link *link) {
+/* Also says in `alone` whether the next frame is the last in its queue for now. */
+static uint64_t deliver_all(struct link *link, int *alone) {
     uint64_t next_ns = UINT64_MAX;
     for (int from = 0; from < link->parties; from++) {
         for (int to = 0; to < link->parties; to++) {
             if (from == to) continue;
-            uint64_t due_ns = deliver(link, link->queues[from][to], link->devices[to]);
-            if (due_ns < next_ns) next_ns = due_ns;
+            struct queue *queue = link->queues[from][to];
+            uint64_t due_ns = deliver(link, queue, link->devices[to]);
+            if (due_ns >= next_ns) continue;
+            next_ns = due_ns;
+            *alone = queue->end - queue->first == 1;
         }
     }
     return next_ns;
 }
 
-/* Waits for a frame from a party, for `next_ns` or for a signal. A processor at rest wakes late: the sleep is shorter by
- * as much as the sleeps before it were late, and the rest of the time is spent awake. */
-static void wait_until(struct link *link, uint64_t next_ns, const sigset_t *while_waiting) {
+/* Waits for a frame from a party, for `next_ns` or for a signal. A processor at rest wakes late: before a frame that is
+ * `alone`, the sleep is shorter by as much as the sleeps before it were late, and the rest of the time is spent awake.
+ * Within a message of many frames it does not matter when each is handed over, and the processor is the parties'. */
+static void wait_until(struct link *link, uint64_t next_ns, int alone, const sigset_t *while_waiting) {
     struct pollfd polled[MAX_PARTIES];
     for (int i = 0; i < link->parties; i++) polled[i] = (struct pollfd){.fd = link->devices[i], .events = POLLIN};
     uint64_t now = now_ns(), left_ns = next_ns > now ? next_ns - now : 0;
-    uint64_t sleep_ns = left_ns > link->late_ns ? left_ns - link->late_ns : 0;
+    uint64_t early_ns = alone ? link->late_ns : 0;
+    uint64_t sleep_ns = left_ns > early_ns ? left_ns - early_ns : 0;
     struct timespec sleep = {.tv_sec = (time_t)(sleep_ns / NS_PER_S), .tv_nsec = (long)(sleep_ns % NS_PER_S)};
     if (ppoll(polled, (nfds_t)link->parties, next_ns == UINT64_MAX ? NULL : &sleep, while_waiting) != 0) return;
     uint64_t late_ns = now_ns() - now - sleep_ns;
@@ -254,7 +260,9 @@ int main(int count, char **arguments) {
     fflush(stdout);
     while (!ended) {
         for (int from = 0; from < link.parties; from++) take_frames(&link, from);
-        wait_until(&link, deliver_all(&link), &while_waiting);
+        int alone = 0;
+        uint64_t next_ns = deliver_all(&link, &alone);
+        wait_until(&link, next_ns, alone, &while_waiting);
     }
     remove_names(link.parties, names);
     printf("dropped %" PRIu64 "\n", link.dropped);

@@ -143,7 +143,8 @@ class Flow:
         acknowledged_bytes = share * flight.segments_bytes
         self._in_flight_bytes = max(0.0, self._in_flight_bytes - acknowledged_bytes) if self._flights else 0.0
         growth = self._tcp.growth
-        grown_bytes = min(self._window_bytes + (growth - 1) * acknowledged_bytes, growth * flight.peak_bytes)
+        peak_bytes = max(flight.peak_bytes, self._flights[-1].peak_bytes if self._flights else 0.0)
+        grown_bytes = min(self._window_bytes + (growth - 1) * acknowledged_bytes, growth * peak_bytes)
         self._window_bytes = max(self._window_bytes, grown_bytes)
 
     def _restart_after_idling(self, now_s: float) -> None:
