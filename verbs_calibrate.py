@@ -64,6 +64,8 @@ def calibrate(
     chosen = scheme_of(ctx.params)
     if evaluate not in ("none", *EVALUATIONS):
         raise UsageError(f"--evaluate {evaluate} is unknown; choose from: none, {', '.join(EVALUATIONS)}")
+    if evaluate == "none" and passes is not None:
+        raise UsageError("--passes is of the test, and --evaluate none leaves it out; give one of the two")
     demand_this_machine(out)
     calibrated = plan(chosen.name)
     test = None if evaluate == "none" else evaluation_plan(calibrated, chosen.name, EVALUATIONS[evaluate])

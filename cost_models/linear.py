@@ -145,6 +145,9 @@ class CostModel:
     _costs: dict[Operation, Cost] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        for name in ("start_s", "factor", "wake_s", "link_spread"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number >= 0, got {getattr(self, name)}")
         if POOLED not in self.operations:
             raise ValueError("a cost model needs pooled coefficients, for operations that were not in the sweep")
         for coefficients in (*self.operations.values(), self.dealer):
@@ -210,6 +213,12 @@ class CostModel:
             for score, side in zip(self.spread.scores, (-1.0, -0.41, 0.41, 1.0), strict=True)
         )
         middle_s = compute_s + delay_s + transfer_s
+        low_s, lower_s, upper_s, high_s = (
+            min(low_s, middle_s),
+            min(lower_s, middle_s),
+            max(upper_s, middle_s),
+            max(high_s, middle_s),
+        )
         return Estimate(middle_s, low_s, lower_s, upper_s, high_s, compute_s, delay_s, transfer_s)
 
     def p50_of(

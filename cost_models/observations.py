@@ -86,7 +86,8 @@ def _demand_positive(what: str, online_s: Sequence[float]) -> None:
 def operation_seconds(trace: Trace, logs: Sequence[TimedLog]) -> list[float]:
     """Online seconds of every operation of `trace` in one run, the mean over its parties.
 
-    What Python does between two operations counts for the second, so that the seconds of all add up to the run's.
+    What Python does between two operations counts for the second, so that the seconds of all add up to
+    the parties' mean, but for what follows the last.
     Raises ValueError where a log holds fewer operations than the trace.
     """
     seconds = [0.0] * len(trace.operations)
