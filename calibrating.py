@@ -20,7 +20,7 @@ from bench.machine import this_machine
 from bench.running import ranges_for
 from bench.secure_run import SecureRun, run_module
 from bench.shaped_link import why_not
-from cost_models.calibration import CALIBRATION_LINKS, CalibrationPlan, EvaluationPlan, Workload
+from cost_models.calibration import CALIBRATION_LINKS, CalibrationPlan, EvaluationPlan, NetworkWorkload, Workload
 from cost_models.evaluation import Evaluation, Point, evaluate, scored
 from cost_models.fitting import fit
 from cost_models.linear import CostModel
@@ -39,6 +39,7 @@ Record = dict[str, Any]
 OnRun = Callable[[int, int, str], None]
 OnFrozen = Callable[[Record], None]
 CALIBRATION_LINK_REPEATS = 7
+REFERENCES = 4  # networks of the calibration that the test measures again
 
 
 def calibrate(
@@ -72,29 +73,46 @@ def calibrate(
     if test is None:
         return record
     started_s = time.monotonic()
-    evaluations = test_model(parties, model, test, fitted, on_run)
+    pace, groups = test_model(parties, model, test, plan.networks[:REFERENCES], fitted, on_run)
     if links and test.links:
-        evaluations |= test_links(model, UNSEEN_LINKS[: test.links], test.link_repeats, on_run)
-    groups = {group: evaluation.to_json() for group, evaluation in evaluations.items()}
+        tested = test_links(model, UNSEEN_LINKS[: test.links], test.link_repeats, on_run)
+        groups |= {group: evaluation.to_json() for group, evaluation in tested.items()}
     seconds = time.monotonic() - started_s
-    return {**record, "evaluation": groups, "evaluation_s": seconds, "others_share": others.share()}
+    return {**record, "pace": pace, "evaluation": groups, "evaluation_s": seconds, "others_share": others.share()}
 
 
 def test_model(
-    parties: Parties, model: CostModel, test: EvaluationPlan, fitted: Measured, on_run: OnRun = lambda *_: None
-) -> dict[str, Evaluation]:
-    """Measure what `model` was not fitted to, and compare, by group of workloads."""
-    workloads: list[Workload] = [*test.layers, *test.networks]
+    parties: Parties,
+    model: CostModel,
+    test: EvaluationPlan,
+    references: Sequence[NetworkWorkload],
+    fitted: Measured,
+    on_run: OnRun = lambda *_: None,
+) -> tuple[float, dict[str, Record]]:
+    """Measure what `model` was not fitted to, and compare, by group of workloads; the machine's pace, and the groups.
+
+    A shared machine is a third slower in one minute than in another. So `references`, networks that were fitted, run
+    among what is tested: by how much they take longer than at calibration is the pace. Beside the scores of the model
+    as it was frozen stand, under "paced", those of the model at that pace.
+    """
+    workloads: list[Workload] = [*test.layers, *test.networks, *references]
     seen = measure(parties, model.scheme, test.cases, workloads, test.passes, on_run)
-    alone = [_alone(sample, model.scheme) for sample in seen.samples]
-    known = [_alone(sample, model.scheme) for sample in fitted.samples]
-    layers, networks = seen.observations[: len(test.layers)], seen.observations[len(test.layers) :]
+    then = {observation.what: observation.median_s for observation in fitted.observations}
+    again = seen.observations[len(test.layers) + len(test.networks) :]
+    pace = statistics.median(now.median_s / then[now.what] for now in again) if again else 1.0
     groups = {
-        "operations": (alone, known),
-        "layers": (layers, fitted.observations),
-        "networks": (networks, fitted.observations),
+        "operations": [_alone(sample, model.scheme) for sample in seen.samples],
+        "layers": seen.observations[: len(test.layers)],
+        "networks": seen.observations[len(test.layers) : len(test.layers) + len(test.networks)],
     }
-    return {name: evaluate(model, points, fits) for name, (points, fits) in groups.items() if points}
+    known = {"operations": [_alone(sample, model.scheme) for sample in fitted.samples]}
+    records = {}
+    for name, points in groups.items():
+        if points:
+            fits = known.get(name, fitted.observations)
+            frozen, paced = (evaluate(one, points, fits).to_json() for one in (model, model.at_pace(pace)))
+            records[name] = {**frozen, "paced": paced["scores"]}
+    return pace, records
 
 
 def why_no_links(scheme: Scheme) -> str | None:

@@ -94,12 +94,16 @@ def _show(record: Mapping[str, Any], path: Path) -> None:
         table = Table(title=f"{group}: {scores['points']} never seen before the model was frozen", title_justify="left")
         for heading in ("", "median error", "90th percentile", "worst", "within 10 %", "Spearman", "Kendall"):
             table.add_column(heading, justify="left" if not heading else "right")
-        for name, row in (("cost model", scores), *evaluation["baselines"].items()):
+        paced = [(f"cost model at the test's pace, x {record['pace']:.2f}", evaluation["paced"])] * (
+            "paced" in evaluation
+        )
+        for name, row in (("cost model", scores), *paced, *evaluation["baselines"].items()):
             table.add_row(name, *_cells(row))
         show(table)
         repeats = scores["repeatability_median"]
         typer.echo(
             f"  90 % intervals hold {scores['coverage_90']:.0%} of the points, 50 % ones {scores['coverage_50']:.0%}"
+            + (f" (at the pace: {paced[0][1]['coverage_90']:.0%}, {paced[0][1]['coverage_50']:.0%})" if paced else "")
             + (f"; two medians of the same workload differ by {repeats:.1%} (median)" if repeats is not None else "")
         )
     seconds = f"calibrated in {record['calibration_s']:.0f} s"

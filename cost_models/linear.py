@@ -11,7 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -156,6 +156,12 @@ class CostModel:
                     raise ValueError(f"unknown feature {name!r}; known: {', '.join(UNITS)}")
                 if not (math.isfinite(seconds) and seconds >= 0):
                     raise ValueError(f"the coefficient of {name} must be >= 0 seconds, got {seconds}")
+
+    def at_pace(self, pace: float) -> CostModel:
+        """The model of this machine while everything of its own takes `pace` times as long as at calibration."""
+        operations = {key: _times(coefficients, pace) for key, coefficients in self.operations.items()}
+        start_s, wake_s, dealer = self.start_s * pace, self.wake_s * pace, _times(self.dealer, pace)
+        return replace(self, operations=operations, start_s=start_s, wake_s=wake_s, dealer=dealer, _costs={})
 
     def operation_s(self, operation: Operation) -> float:
         """Fitted seconds of one operation on loopback, run by itself again and again."""
@@ -342,6 +348,12 @@ def _ramps_s(network: NetworkProfile, largest_bytes: Any) -> Any:
 
 
 _ramp_s = lru_cache(maxsize=10_000)(ramp_s)
+
+
+def _times(coefficients: Coefficients, pace: float) -> Coefficients:
+    return {name: seconds * pace for name, seconds in coefficients.items()}
+
+
 _PLACES = {name: place for place, name in enumerate(UNITS)}
 
 

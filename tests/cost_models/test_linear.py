@@ -72,6 +72,13 @@ def test_resuming_costs_less_where_messages_come_sooner() -> None:
     assert added_s[1] - added_s[0] == pytest.approx(rounds * 0.5)
 
 
+def test_at_half_the_pace_everything_of_the_machine_s_own_takes_twice_as_long() -> None:
+    slow, usual = (m.seconds(ONE, SCHEME, LINK) for m in (model(wake_s=0.0).at_pace(2.0), model(wake_s=0.0)))
+    assert slow.compute_s == pytest.approx(2 * usual.compute_s)
+    assert (slow.delay_s, slow.transfer_s) == (usual.delay_s, usual.transfer_s)
+    assert model().at_pace(2.0).alone(ONE.operations[0]).p50_s == pytest.approx(2 * RELU_S)
+
+
 def test_loopback_adds_nothing() -> None:
     estimate = model(wake_s=7.0).seconds(ONE, SCHEME, LOOPBACK)
     assert (estimate.delay_s, estimate.transfer_s) == (0.0, 0.0)
