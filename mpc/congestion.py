@@ -106,7 +106,7 @@ class Flow:
             answers_left_bytes = max(0.0, answers_left_bytes - sent_bytes)
             if left_bytes <= 0 or left_segments_bytes <= 0:
                 break
-            sends_s = max(sends_s, self._first_acknowledged_s())
+            sends_s = max(sends_s, self._first_acknowledged_s(now_s, answer_bytes))
             self._take_acknowledged(self._flights.popleft(), 1.0)
         self._reconsider(now_s)
         return self._busy_until_s + self._delay_s
@@ -121,10 +121,14 @@ class Flow:
                 _Flight(starts_s, self._busy_until_s, segments_bytes, self._in_flight_bytes, answers_until_s)
             )
 
-    def _first_acknowledged_s(self) -> float:
-        flight = self._flights[0]
-        first_s = min(self._tcp.segment_bytes / self._payload_bytes_per_s, flight.ends_s - flight.starts_s)
-        return max(flight.starts_s + first_s + self._delay_s, flight.answers_until_s) + self._delay_s
+    def _first_acknowledged_s(self, now_s: float, answer_bytes: float) -> float:
+        """When the oldest flight begins to be acknowledged: a lone segment with the answer that leaves at `now_s`."""
+        flight, segment_bytes = self._flights[0], self._tcp.segment_bytes
+        first_s = min(segment_bytes / self._payload_bytes_per_s, flight.ends_s - flight.starts_s)
+        leaves_s = max(flight.starts_s + first_s + self._delay_s, flight.answers_until_s)
+        if answer_bytes and flight.starts_s < now_s and flight.segments_bytes <= segment_bytes:
+            leaves_s = max(leaves_s, now_s + min(segment_bytes, answer_bytes) / self._payload_bytes_per_s)
+        return leaves_s + self._delay_s
 
     def _acknowledge(self, now_s: float) -> None:
         """Take in what was acknowledged until now, of the oldest flight that still is only a part."""

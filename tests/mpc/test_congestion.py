@@ -54,6 +54,12 @@ def test_a_window_counts_whole_segments() -> None:
     assert flow.due_s(0.001, 10_000) == pytest.approx(0.040001 + 0.001 + 0.020)
 
 
+def test_a_lone_segment_is_acknowledged_with_the_first_of_the_answer() -> None:
+    flow = fresh()
+    flow.due_s(0.0, 1, 1)
+    assert flow.due_s(0.030, 10_000, 10_000) == pytest.approx(0.030 + 0.001 + 0.020 + 0.001 + 0.020)
+
+
 def test_a_window_stays_wide_while_it_is_used_and_is_halved_by_each_timeout_of_idling() -> None:
     flow = fresh()
     flow.due_s(0.0, 310_000)
