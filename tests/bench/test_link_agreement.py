@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_the_transport_alone_is_measured_where_there_is_no_link() -> None:
 @pytest.mark.parties
 @pytest.mark.skipif(LACKING is not None, reason=LACKING or "")
 def test_both_ways_are_measured_and_nothing_is_left_behind() -> None:
-    before = set(Path("/run/netns").glob("mpc-pareto-*"))
+    before = set(Path("/run/netns").glob(f"mpc-pareto-{os.getpid()}-*"))
     profile = network("400mbit/8ms")
     cases = (Case(8, 0.0, 2),)
     with ways_of(profile) as ways:
@@ -95,4 +96,4 @@ def test_both_ways_are_measured_and_nothing_is_left_behind() -> None:
     assert set(seconds) == {"loopback", "transport", "link", "program"}
     assert min(*seconds["transport"][0], *seconds["link"][0]) >= profile.one_way_delay_s
     assert agreement(profile, cases, seconds)["fit"]["growth"] >= 1
-    assert set(Path("/run/netns").glob("mpc-pareto-*")) <= before
+    assert set(Path("/run/netns").glob(f"mpc-pareto-{os.getpid()}-*")) <= before
