@@ -118,8 +118,8 @@ def test_a_model_is_frozen_before_anything_that_tests_it_has_run(
     monkeypatch.setattr(calibrating, "run_module", run)
     record = calibrating.calibrate(parties, PLAN, TEST, on_frozen=lambda frozen: events.append(("frozen", frozen)))
     kinds = [kind for kind, _ in events]
-    # One sweep more than passes, and every network in every pass; then the same of the test.
-    before, after = 1 + 2 * (1 + len(NETWORKS)), 1 + 2 * (1 + 2)
+    # One sweep more than passes, and every network in every pass; then the same of the test, and the references.
+    before, after = 1 + 2 * (1 + len(NETWORKS)), 1 + 2 * (1 + 2 + len(NETWORKS))
     assert kinds == ["run"] * before + ["frozen"] + ["run"] * after
     tested = [TEST.layers[0].module, TEST.networks[0].module]
     assert not any(module is one for _, module in events[:before] for one in tested)
@@ -145,6 +145,10 @@ def test_a_model_is_frozen_before_anything_that_tests_it_has_run(
     assert (layer["what"], whole["what"]) == (LAYER.what, "network tiny")
     assert layer["baselines"]["sum over heads"] > 0 and whole["baselines"]["sum over heads"] is None
     assert {point["what"].split()[1] for point in groups["operations"]["points"]} == {"gelu", "qkv"}
+    # At the pace of the references every prediction is that many times as long.
+    assert record["pace"] > 0
+    paced = abs(whole["predicted_s"] * record["pace"] / whole["measured_s"] - 1)
+    assert groups["networks"]["paced"]["median_error"] == pytest.approx(paced)
 
 
 @pytest.mark.parties
