@@ -43,7 +43,7 @@ def test_an_exchange_takes_at_least_one_delay_and_a_round_trip_two(far: tuple[Li
     seen = bytearray(3), bytearray(3)
     start_s = time.monotonic()
     both(lambda: zero.exchange(b"abc", seen[0], 1), lambda: one.exchange(b"xyz", seen[1], 1))
-    assert DELAY_S <= time.monotonic() - start_s < 2 * DELAY_S
+    assert time.monotonic() - start_s >= DELAY_S
     assert seen == (b"xyz", b"abc")
     start_s = time.monotonic()
 
@@ -55,13 +55,12 @@ def test_an_exchange_takes_at_least_one_delay_and_a_round_trip_two(far: tuple[Li
     assert time.monotonic() - start_s >= 2 * DELAY_S
 
 
-def test_a_message_that_was_sent_long_ago_is_not_held(far: tuple[Link, Link]) -> None:
+def test_a_message_that_was_sent_long_ago_is_not_held(far: tuple[Link, Link], monkeypatch: pytest.MonkeyPatch) -> None:
     zero, one = far
     zero.send(b"early", 1)
     time.sleep(2 * DELAY_S)
-    start_s = time.monotonic()
+    monkeypatch.setattr("mpc.transport.time.sleep", lambda _: pytest.fail("the message was held"))
     one.receive_into(bytearray(5), 1)
-    assert time.monotonic() - start_s < DELAY_S
 
 
 def test_bytes_take_their_time_at_the_rate() -> None:
@@ -84,7 +83,7 @@ def test_payload_counts_are_those_of_a_plain_link(far: tuple[Link, Link]) -> Non
 
 
 def test_a_delay_longer_than_the_deadline_is_no_silence_but_silence_is() -> None:
-    zero, one = pair_on(FAR, deadline_s=DELAY_S / 3)
+    zero, one = pair_on(NetworkProfile("farther", 1.0, math.inf, ""), deadline_s=0.5)
     with zero, one:
         seen = bytearray(1), bytearray(1)
         both(lambda: zero.exchange(b"a", seen[0], 1), lambda: one.exchange(b"b", seen[1], 1))
