@@ -85,7 +85,9 @@ def _draw(path: Path, run: RunLog, replays: Sequence[Replay], simulated: bool) -
 
 def _rows(run: RunLog, replays: Sequence[Replay]) -> list[dict[str, Any]]:
     """A record of the run as it was measured and one of each replay; `online` are seconds of the slowest party."""
-    measured_s = max(log.online_s for log in run.logs)
+    from mpc.elapsed import together_s
+
+    measured_s = together_s(run.logs)
     about = {"record": "replay", "workload": run.workload, "scheme": run.scheme.to_json()}
     here = {"network": run.network, "mode": run.mode, "online": {"total_s": measured_s, "samples": list(run.online_s)}}
     return [

@@ -28,6 +28,7 @@ from cost_models.latency_term import MixtureLatency
 from cost_models.linear import CostModel
 from cost_models.replay import replay
 from models.vit import VisionTransformer
+from mpc.elapsed import together_s
 from mpc.network import LOOPBACK, NetworkProfile
 from mpc.parties import Parties
 from mpc.ranges import NOTHING_DECLARED
@@ -52,7 +53,7 @@ def replayed_attention(run: SecureRun, record: Record, networks: Iterable[Networ
 
 def _link_s(run: SecureRun, network: NetworkProfile) -> float:
     """Seconds that `network` adds to the median repeat; a message that waited on loopback too may hide some."""
-    return replay(run.logs, network).online.total_s - run.log.online_s
+    return replay(run.logs, network).online.total_s - together_s(run.logs)
 
 
 def candidate_record(

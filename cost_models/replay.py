@@ -15,7 +15,7 @@ from typing import Any
 
 from cost_models.waking import resume_s
 from mpc.congestion import LINUX, Flow, Tcp
-from mpc.elapsed import together_s
+from mpc.elapsed import early_s, together_s
 from mpc.ledger import LogEntry, MessageLog, Span
 from mpc.network import NetworkProfile
 from mpc.traffic import Message, PhaseTraffic, message_traffic
@@ -98,8 +98,10 @@ def replay(logs: Sequence[MessageLog], network: NetworkProfile, tcp: Tcp | None 
     began_s, ended_s = min(log.start_s for log in logs), max(party.clock_s for party in first)
     parties = [_Timeline(log, later_s=ended_s - began_s) for log in logs]
     _simulate(parties, wire, wake_s)
-    slowest = max(parties, key=lambda party: party.online_s)
-    return Replay(network.name, *slowest.parts(), tuple(party.retimed() for party in parties))
+    retimed = tuple(party.retimed() for party in parties)
+    ready = list(zip(parties, early_s(retimed), strict=True))
+    slowest, waited_s = max(ready, key=lambda pair: pair[0].online_s - pair[1])
+    return Replay(network.name, *slowest.parts(waited_s), retimed)
 
 
 def _simulate(parties: Sequence[_Timeline], wire: _Wire, wake_s: float) -> None:
@@ -241,16 +243,18 @@ class _Timeline:
         transfer_s = held_up_s - woken_s - delay_s
         self._seconds.append(Seconds(entry.compute_s + wait_s - delay_s - transfer_s, delay_s, transfer_s))
 
-    def parts(self) -> tuple[Seconds, dict[str, Seconds], dict[str, Seconds]]:
-        """In all, by operation, by module."""
+    def parts(self, early_s: float) -> tuple[Seconds, dict[str, Seconds], dict[str, Seconds]]:
+        """In all, by operation, by module; being ready `early_s` before the last party is in none of them."""
         by_op: dict[str, Seconds] = defaultdict(Seconds)
         by_module: dict[str, Seconds] = defaultdict(Seconds)
         online = Seconds()
-        for entry, seconds in zip(self.log.messages, self._seconds, strict=True):
+        first, *others = self._seconds
+        together = [replace(first, compute_s=first.compute_s - early_s), *others]
+        for entry, seconds in zip(self.log.messages, together, strict=True):
             online += seconds
             by_op[entry.op] += seconds
             by_module[entry.site] += seconds
-        rest = Seconds(self.online_s - online.total_s)
+        rest = Seconds(self.online_s - early_s - online.total_s)
         by_op[""] += rest
         by_module[""] += rest
         return online + rest, dict(by_op), dict(by_module)
