@@ -23,7 +23,7 @@ from bench.shaped_link import why_not
 from cost_models.calibration import CALIBRATION_LINKS, CalibrationPlan, EvaluationPlan, NetworkWorkload, Workload
 from cost_models.evaluation import Evaluation, Point, evaluate, scored
 from cost_models.fitting import fit
-from cost_models.linear import CostModel
+from cost_models.linear import LINK_SIDES, CostModel
 from cost_models.observations import Observation, OperationSamples, operation_seconds
 from cost_models.replay import fit_wake, replay
 from cost_models.sweep import Case, Sweep, number_of
@@ -59,7 +59,8 @@ def calibrate(
     others, started_s = Disturbance(parties.process_ids), time.monotonic()
     fitted = measure(parties, scheme, plan.cases, plan.networks, plan.passes, on_run)
     model = fit(fitted.samples, fitted.observations, scheme, this_machine().to_json(), parties.threads)
-    links = links and why_no_links(scheme) is None
+    why_none = why_no_links(scheme) if links else "--no-links"
+    links = why_none is None
     if links:
         model = with_links(model, CALIBRATION_LINKS, on_run)
     record = {
@@ -67,21 +68,22 @@ def calibrate(
         "calibration_s": time.monotonic() - started_s,
         "frozen_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "others_share": others.share(),
+        "no_links": why_none,
         "evaluation": {},
     }
     on_frozen(record)
     if test is None:
         return record
     started_s = time.monotonic()
-    pace, groups = test_model(parties, model, test, plan.networks[:REFERENCES], fitted, on_run)
+    pace, groups = compare_with_measured(parties, model, test, plan.networks[:REFERENCES], fitted, on_run)
     if links and test.links:
-        tested = test_links(model, UNSEEN_LINKS[: test.links], test.link_repeats, on_run)
+        tested = compare_on_links(model, UNSEEN_LINKS[: test.links], test.link_repeats, on_run)
         groups |= {group: evaluation.to_json() for group, evaluation in tested.items()}
     seconds = time.monotonic() - started_s
     return {**record, "pace": pace, "evaluation": groups, "evaluation_s": seconds, "others_share": others.share()}
 
 
-def test_model(
+def compare_with_measured(
     parties: Parties,
     model: CostModel,
     test: EvaluationPlan,
@@ -132,7 +134,7 @@ def with_links(model: CostModel, links: Sequence[str], on_run: OnRun = lambda *_
     return replace(model, wake_s=wake_s, link_spread=errors[-1], _costs={})
 
 
-def test_links(
+def compare_on_links(
     model: CostModel, links: Sequence[str], repeats: int, on_run: OnRun = lambda *_: None
 ) -> dict[str, Evaluation]:
     """Layers on links that nothing was fitted on: as the model predicts them, and as a loopback run is replayed."""
@@ -161,7 +163,7 @@ def test_links(
 def _replayed(model: CostModel, point: Point, one: LinkMeasurement) -> Point:
     """The same measurement beside a replay of its own run on loopback."""
     seconds = together_s(replay(one.logs, one.network, wake_s=model.wake_s).logs)
-    low, lower, upper, high = (seconds * math.exp(side * model.link_spread) for side in (-1.0, -0.41, 0.41, 1.0))
+    low, lower, upper, high = (seconds * math.exp(side * (model.link_spread or 0.0)) for side in LINK_SIDES)
     return replace(point, predicted_s=seconds, p05_s=low, p25_s=lower, p75_s=upper, p95_s=high, baselines={})
 
 
@@ -230,18 +232,22 @@ def _item(module: nn.Module, shape: tuple[int, ...], scheme: Scheme, warm_up: in
 
 
 def _of_sweep(cases: Sequence[Case], runs: Sequence[SecureRun]) -> tuple[OperationSamples, ...]:
-    """Samples of every operation of the sweep, where it ran last; a case of several operations gives several."""
-    seconds: dict[tuple[int, str], list[float]] = {}
+    """Samples of every operation of the sweep; a case of several operations gives several.
+
+    A sample is the median of the runs in a row of one pass, but for the first, which finds memory and code cold.
+    """
+    samples: dict[tuple[int, str], list[float]] = {}
     operations = {}
     for run in runs:
-        last: dict[tuple[int, str], float] = {}
+        in_a_row: dict[tuple[int, str], list[float]] = {}
         for operation, online_s in zip(run.trace.operations, operation_seconds(run.trace, run.logs), strict=True):
             key = number_of(operation.site), operation.op
-            operations[key], last[key] = operation, online_s
-        for key, online_s in last.items():
-            seconds.setdefault(key, []).append(online_s)
+            operations[key] = operation
+            in_a_row.setdefault(key, []).append(online_s)
+        for key, seconds in in_a_row.items():
+            samples.setdefault(key, []).append(statistics.median(seconds[1:]))
     labels = [case.label for case in cases]
-    return tuple(OperationSamples(labels[key[0]], operations[key], tuple(seconds[key])) for key in sorted(seconds))
+    return tuple(OperationSamples(labels[key[0]], operations[key], tuple(samples[key])) for key in sorted(samples))
 
 
 def _observe(workload: Workload, item: _Item, scheme: Scheme) -> Observation:

@@ -126,6 +126,7 @@ def predict(
     range_check: RangeCheck = False,
     ranges: Annotated[str | None, typer.Option(help="of tuned: default, or a file as --save-ranges writes it")] = None,
     batch: Batch = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each party, as calibrated for")] = 1,
     input_owner: InputOwner = 0,
     model_owner: ModelOwner = 1,
     reveal_to: RevealTo = "0",
@@ -152,7 +153,7 @@ def predict(
         module = build(model, draws=chosen.weights == "public")
         trace = shape_reading(module, (batch, *input_shape(module)[1:]), chosen.weights, declared or NOTHING_DECLARED)
         warn_of_unused(ranges, declared, [trace])
-        seconds = _seconds(trace, chosen, profiles)
+        seconds = _seconds(trace, chosen, profiles, threads)
     traffic, by_op, by_module = trace.traffic(chosen), trace.by_op(chosen), trace.by_module(chosen)
     phases = traffic.to_json()
     phases["offline"]["derived"] = chosen.dealer == "tfp"  # what a third party would have sent
@@ -250,17 +251,18 @@ def _nothing_collected() -> Iterator[None]:
             gc.enable()
 
 
-def _seconds(trace: Trace, scheme: Scheme, profiles: list[Any]) -> dict[str, dict[str, float]] | None:
+def _seconds(trace: Trace, scheme: Scheme, profiles: list[Any], threads: int) -> dict[str, dict[str, float]] | None:
     """Predicted seconds on each network, or None with advice where this machine is not calibrated."""
     from cost_models.calibration import load_default
 
     try:
-        cost_model = load_default(scheme)
+        cost_model = load_default(scheme, threads)
     except ValueError as error:
         typer.echo(f"no seconds: {error}", err=True)
         return None
     if cost_model is None:
-        typer.echo(f"no seconds: this machine is not calibrated; run: {_calibrate_command(scheme)}", err=True)
+        command = _calibrate_command(scheme) + f" --threads {threads}" * (threads != 1)
+        typer.echo(f"no seconds: this machine is not calibrated; run: {command}", err=True)
         return None
     estimates = {profile.name: cost_model.seconds(trace, scheme, profile) for profile in profiles}
     return {name: {"p50": e.p50_s, "p05": e.p05_s, "p95": e.p95_s} for name, e in estimates.items()}

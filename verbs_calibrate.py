@@ -106,6 +106,8 @@ def _show(record: Mapping[str, Any], path: Path) -> None:
             + (f" (at the pace: {paced[0][1]['coverage_90']:.0%}, {paced[0][1]['coverage_50']:.0%})" if paced else "")
             + (f"; two medians of the same workload differ by {repeats:.1%} (median)" if repeats is not None else "")
         )
+    if record["no_links"]:
+        typer.echo(f"nothing was measured on links ({record['no_links']}): intervals on networks hold compute alone")
     seconds = f"calibrated in {record['calibration_s']:.0f} s"
     typer.echo(f"{seconds}; frozen {record['frozen_at']}; kept in {path}")
     if (record["others_share"] or 0.0) > 0.05:  # None where that cannot be known

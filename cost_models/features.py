@@ -31,6 +31,7 @@ UNITS: dict[str, str] = {
     "correlations": "correlations used up",
     "dealer_bytes": "bytes that a seed-compressing dealer sends",
 }
+PLACES: dict[str, int] = {name: place for place, name in enumerate(UNITS)}  # in a vector of counts
 ONLINE_FEATURES = tuple(UNITS)[:9]
 DEALER_FEATURES = ("correlations", "dealer_bytes", "ring_bytes", "binary_bytes", "macs")
 

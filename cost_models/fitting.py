@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize, nnls
 
-from cost_models.features import DEALER_FEATURES, ONLINE_FEATURES, Vector, counts, model_key, trace_counts
-from cost_models.linear import POOLED, QUANTILES, Coefficients, CostModel, Spread, feature_places
+from cost_models.features import DEALER_FEATURES, ONLINE_FEATURES, PLACES, Vector, counts, model_key, trace_counts
+from cost_models.linear import POOLED, QUANTILES, Coefficients, CostModel, Spread
 from cost_models.observations import Observation, OperationSamples
 from mpc.network import LOOPBACK
 from mpc.scheme import Scheme
@@ -173,7 +173,7 @@ def _conformal(scores: Vector, level: float) -> float:
 def _dealer(networks: Sequence[Observation], scheme: Scheme) -> Coefficients:
     if len(networks) < 2 or not all(network.dealer_s and min(network.dealer_s) > 0 for network in networks):
         return {}
-    places = [feature_places()[name] for name in DEALER_FEATURES]
+    places = [PLACES[name] for name in DEALER_FEATURES]
     matrix = np.array([trace_counts(network.trace, scheme)[places] for network in networks])
     measured_s = np.array([median(network.dealer_s) for network in networks])
     return dict(zip(DEALER_FEATURES, nonnegative_relative(matrix, measured_s).tolist(), strict=True))

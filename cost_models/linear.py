@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.features import UNITS, Vector, counts, largest_message_bytes, model_key
+from cost_models.features import PLACES, UNITS, Vector, counts, largest_message_bytes, model_key
 from cost_models.waking import resume_s
 from mpc.congestion import LINUX, ramp_s
 from mpc.network import LOOPBACK, NetworkProfile
@@ -94,6 +94,8 @@ class Estimate:
 
 
 QUANTILES = (0.05, 0.25, 0.75, 0.95)
+# Of the spread on links, at the same quantiles: a normal distribution's quartiles lie at 0.41 of its 95 % quantile.
+LINK_SIDES = (-1.0, -0.41, 0.41, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,8 @@ class CostModel:
     `operations` holds coefficients by `model_key`, those of unswept operations under POOLED, of operations alone, run
     again and again; a network takes `start_s` and `factor` times their sum, because it starts cold and its operations
     find the caches as others left them. `wake_s` is what resuming costs after a long sleep for a message;
-    `threads` is that of each party. Raises ValueError for an unknown feature or a negative coefficient.
+    `threads` is that of each party. `link_spread` is None where nothing was measured on links: intervals then hold
+    compute alone. Raises ValueError for an unknown feature or a negative coefficient.
     """
 
     operations: Mapping[str, Coefficients]
@@ -141,12 +144,12 @@ class CostModel:
     wake_s: float = 0.0
     threads: int = 1
     dealer: Coefficients = field(default_factory=dict)
-    link_spread: float = 0.05
+    link_spread: float | None = None
     _costs: dict[Operation, Cost] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("start_s", "factor", "wake_s", "link_spread"):
-            if not 0 <= getattr(self, name) < math.inf:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number >= 0, got {getattr(self, name)}")
         if POOLED not in self.operations:
             raise ValueError("a cost model needs pooled coefficients, for operations that were not in the sweep")
@@ -215,8 +218,8 @@ class CostModel:
 
     def _estimate(self, compute_s: float, scale: float, delay_s: float, transfer_s: float) -> Estimate:
         low_s, lower_s, upper_s, high_s = (
-            compute_s * math.exp(score * scale) + (delay_s + transfer_s) * math.exp(side * self.link_spread)
-            for score, side in zip(self.spread.scores, (-1.0, -0.41, 0.41, 1.0), strict=True)
+            compute_s * math.exp(score * scale) + (delay_s + transfer_s) * math.exp(side * (self.link_spread or 0.0))
+            for score, side in zip(self.spread.scores, LINK_SIDES, strict=True)
         )
         middle_s = compute_s + delay_s + transfer_s
         low_s, lower_s, upper_s, high_s = (
@@ -354,18 +357,9 @@ def _times(coefficients: Coefficients, pace: float) -> Coefficients:
     return {name: seconds * pace for name, seconds in coefficients.items()}
 
 
-_PLACES = {name: place for place, name in enumerate(UNITS)}
-
-
 def weighted(coefficients: Coefficients, counted: Vector) -> float:
     """Seconds of counted features."""
-    return float(sum(seconds * counted[_PLACES[name]] for name, seconds in coefficients.items()))
-
-
-@lru_cache(maxsize=1)
-def feature_places() -> Mapping[str, int]:
-    """Where each feature stands in a vector of counts."""
-    return _PLACES
+    return float(sum(seconds * counted[PLACES[name]] for name, seconds in coefficients.items()))
 
 
 def write_json(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:

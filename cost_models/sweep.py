@@ -25,7 +25,7 @@ DIMS = (32, 64, 96, 128, 192, 256, 320, 384, 512, 768)
 HEAD_DIMS = (16, 32, 48, 64)
 HEADS = (1, 12)
 MLP_RATIOS = (0.5, 1.0, 2.0, 4.0)
-RUNS = 3
+RUNS = 4  # in a row; the first warms up, the median of the others is a sample
 BATCHES = (1, 1, 1, 2, 4, 8, 16, 32)  # most predictions are for single images
 
 
@@ -196,8 +196,8 @@ class Case:
 class Sweep(nn.Module):
     """Cases one after the other in any `order`, each on the first elements of one long input.
 
-    Each runs RUNS times in a row, of which the last counts: inside a network, too, an operation finds memory and code
-    as others like it left them. The module of case number i is `cases.i`, which is the site of its operations. The
+    Each runs RUNS times in a row, of which the first does not count: inside a network, too, an operation finds memory
+    and code as others like it left them. The module of case number i is `cases.i`, which is the site of its operations. The
     result is the last case's.
     """
 

@@ -23,6 +23,7 @@ from mpc.scheme import Scheme
 from mpc.transport import Link
 
 _CLONE_NEWNET = 0x40000000  # Linux, include/uapi/linux/sched.h
+_SPIN_S = 200e-6  # longer than a party usually lags behind another on one machine, shorter than any network's delay
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +59,14 @@ def party_main(place: Place, pipe: Connection) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     try:
-        _bind_to_cores(place)
+        own_cores = _bind_to_cores(place)
         _enter_namespace(place)  # before any other thread starts: a thread inherits the namespace
         _die_with_parent()
         party = _join(place)
         if party is None:
             return
+        for link in party.links.values():
+            link.spin_s = _SPIN_S if own_cores and not (place.wire and place.wire.namespaces) else 0.0
         pipe.send_bytes(pickle.dumps((True, None)))
         while True:
             task, arguments = pickle.loads(pipe.recv_bytes())
@@ -77,17 +80,19 @@ def party_main(place: Place, pipe: Connection) -> None:
             os._exit(1)
 
 
-def _bind_to_cores(place: Place) -> None:
+def _bind_to_cores(place: Place) -> bool:
     """Give this process cores of its own, where there are enough for all of them; else leave it to the kernel.
 
     Two processes that share two cores take turns in one of them now and then, and seconds scatter by a third.
     """
     if not hasattr(os, "sched_setaffinity"):  # Linux only
-        return
+        return False
     cores = sorted(os.sched_getaffinity(0))
     each = len(cores) // (place.scheme.parties + (place.scheme.dealer == "ttp"))
-    if each >= place.threads:
-        os.sched_setaffinity(0, cores[place.number * each : (place.number + 1) * each])
+    if each < place.threads:
+        return False
+    os.sched_setaffinity(0, cores[place.number * each : (place.number + 1) * each])
+    return True
 
 
 def _enter_namespace(place: Place) -> None:

@@ -203,7 +203,7 @@ class CalibrationRecord(TypedDict):
     operations: dict[str, dict[str, float]]
     factor: float
     wake_s: float
-    link_spread: float
+    link_spread: float | None
     threads: int
     evaluation: dict[str, EvaluationRecord]
     scheme: SchemeRecord

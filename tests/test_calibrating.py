@@ -216,7 +216,7 @@ def test_resuming_is_fitted_to_some_links_and_replays_are_tested_on_others(
     fitted = calibrating.with_links(plain, CALIBRATION_LINKS)
     assert fitted.wake_s == pytest.approx(wake_s)
     assert 0 <= fitted.link_spread < 1e-6  # how far replays are off on these links, at most
-    groups = calibrating.test_links(fitted, ("500mbit/20ms", "40mbit/4ms"), 3)
+    groups = calibrating.compare_on_links(fitted, ("500mbit/20ms", "40mbit/4ms"), 3)
     assert groups.keys() == {"links", "replays"}
     names = [(point.what, point.network, point.mode) for point in groups["links"].points]
     assert names == [("tiny", "500mbit/20ms", "made up"), ("tiny", "40mbit/4ms", "made up")]

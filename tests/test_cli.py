@@ -179,7 +179,7 @@ def test_predict_gives_seconds_of_the_calibrated_machine(monkeypatch: pytest.Mon
         assert scheme.parties == 2
         return SimpleNamespace(p50_s=2.0, p05_s=1.0, p95_s=network.one_way_delay_s)
 
-    monkeypatch.setattr(calibration, "load_default", lambda _: SimpleNamespace(seconds=seconds))
+    monkeypatch.setattr(calibration, "load_default", lambda *_: SimpleNamespace(seconds=seconds))
     assert run(monkeypatch, "predict", "mpcvit:vit_2_4_32", "--network", "400mbit/40ms") == 0
     payload = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert payload["seconds"] == {"400mbit/40ms": {"p50": 2.0, "p05": 1.0, "p95": 0.02}}
@@ -670,7 +670,7 @@ def test_a_model_is_kept_as_soon_as_it_is_fitted(
 def test_a_machine_that_others_used_meanwhile_is_told_so(capsys: Any) -> None:
     from verbs_calibrate import _show
 
-    record = {"evaluation": {}, "calibration_s": 61.4, "frozen_at": "2026-11-21T10:00:00+00:00"}
+    record = {"evaluation": {}, "calibration_s": 61.4, "frozen_at": "2026-11-21T10:00:00+00:00", "no_links": None}
     for share, said in ((0.04, False), (None, False), (0.31, True)):
         _show({**record, "others_share": share}, Path("kept.json"))
         out, error = capsys.readouterr()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import select
 import socket
 import threading
 import time
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpc import joining
+from mpc import joining, transport
 from mpc.joining import Tls, connect_all, demand_tls
 from mpc.transport import HEADER_BYTES, Link, PeerClosedError, TransportError, exchange_all, tag_of
 from tests.mpc.certificates import Authority
@@ -95,6 +96,33 @@ def test_one_way_messages_arrive_in_order(pair: tuple[Link, Link]) -> None:
     assert [bytes(b.receive(number, limit_bytes=8)) for number in range(1, 50)] == [b"%d" % n for n in range(1, 50)]
     a.send(b"", tag=1)
     assert b.receive(1, limit_bytes=0) == b""
+
+
+def test_a_link_that_spins_falls_asleep_after_a_while_and_keeps_its_deadline(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zero, one = join(deadline_s=0.2)
+    link, peer = zero[1], one[0]
+    slept: list[float] = []
+
+    class Poller:
+        def __init__(self) -> None:
+            self._poller = select.poll()
+            self.register = self._poller.register
+
+        def poll(self, timeout_ms: float) -> list[tuple[int, int]]:
+            if timeout_ms:
+                slept.append(timeout_ms)
+            return self._poller.poll(timeout_ms)
+
+    monkeypatch.setattr(transport.select, "poll", Poller)
+    link.spin_s = 10.0
+    both(lambda: (time.sleep(0.05), peer.send(b"x", 1)), lambda: link.receive(1, limit_bytes=1))
+    assert not slept  # it was there before the end of the spin
+    link.spin_s = 0.01
+    with pytest.raises(TransportError, match=r"party 1 was silent for 0.2 s"):
+        link.receive(1, limit_bytes=1)
+    assert slept == [200.0]
 
 
 def test_arrays_of_any_shape_and_type_are_messages_but_only_contiguous_ones(pair: tuple[Link, Link]) -> None:
