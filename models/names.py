@@ -12,13 +12,18 @@ from typing import Any
 
 from torch import nn
 
+from models.architecture import Spec, network_of, spec_from_json
 from models.kinds import unknown_name
+from models.network_def import parse_network_def
+from models.resnas import STAGED_SPECS
 from models.spec import BlockSpec, ViTSpec
+from models.staged import StagedTransformer
+from models.staged_spec import StagedSpec
 from models.undrawn import Undrawn
 from models.vit import VisionTransformer
+from models.vitas import DEFINITIONS, UNPUBLISHED, parse_vitas
 
 FAMILIES = ("mpcvit", "deit", "timm", "spec", "vitas", "resnas")
-_LATER = {"vitas": "ViTAS", "resnas": "ViT-ResNAS"}
 
 
 def _mpcvit(
@@ -54,20 +59,22 @@ SPECS: dict[str, ViTSpec] = {
 def build(name: str, draws: bool = True) -> nn.Module:
     """The network called `name`, in evaluation mode, with fresh weights drawn from torch's global generator.
 
-    Unless it `draws`, weights hold anything: several times faster, for readings that look at shapes only. Raises
-    ValueError that lists the known names and the nearest for one that is not known.
+    It is the network that is deployed: a staged one has no batch norm, folded into the convolutions before it, and no
+    head that only training needs. Unless it `draws`, weights hold anything: several times faster, for readings that
+    look at shapes only. Raises ValueError that lists the known names and the nearest for one that is not known.
     """
     family, rest, options = _parse(name)
     with nullcontext() if draws else Undrawn():
         if family in ("timm", "deit"):
             return _build_timm(family, rest, options).eval()
-        return VisionTransformer(spec_named(name)).eval()
+        return network_of(architecture(name), batch_norm=False).eval()
 
 
-def spec_named(name: str) -> ViTSpec:
-    """The spec called `name`, for the families that have one: `mpcvit:` and `spec:`, with their options applied.
+def architecture(name: str) -> Spec:
+    """The spec called `name`, for the families of our own networks, with its options applied.
 
-    Options: `kind` (one attention kind for all heads), `classes`, `linformer_k`. Raises ValueError as `build` does.
+    Options: `kind` (one attention kind for all heads), `classes`, `image_px`, `linformer_k` where there are no stages;
+    of `resnas:` also `patch_px` and `class_tokens`. Raises ValueError as `build` does.
     """
     family, rest, options = _parse(name)
     if family == "mpcvit":
@@ -76,16 +83,44 @@ def spec_named(name: str) -> ViTSpec:
         return _with_options(SPECS[rest], options)
     if family == "spec":
         return _with_options(_read_spec(Path(rest)), options)
-    if family in _LATER:
-        raise ValueError(
-            f"{family}: networks come with the {_LATER[family]} search, not there yet; use mpcvit: or timm:"
-        )
+    if family == "vitas":
+        return _with_options(_vitas(rest), options)
+    if family == "resnas":
+        if rest in STAGED_SPECS:
+            return _with_options(STAGED_SPECS[rest], options)
+        if not rest.lstrip().startswith("("):
+            raise unknown_name("ViT-ResNAS network", rest, STAGED_SPECS)
+        shape = {key: options.pop(key) for key in ("image_px", "patch_px") if key in options}
+        numbers: dict[str, Any] = {key: _whole(key, value) for key, value in shape.items()}
+        return _with_options(parse_network_def(rest, **numbers), options)
     raise ValueError(f"{name!r} is timm's own network and has no spec; name one as mpcvit:NAME or spec:PATH")
+
+
+def spec_named(name: str) -> ViTSpec:
+    """The spec called `name`, of a network without stages, as `architecture`; ValueError for a staged one."""
+    spec = architecture(name)
+    if isinstance(spec, StagedSpec):
+        raise ValueError(
+            f"{name!r} has stages, which this does not take; name a mpcvit: or vitas: network or spec:PATH"
+        )
+    return spec
+
+
+def _vitas(text: str) -> ViTSpec:
+    if text in DEFINITIONS:
+        return parse_vitas(DEFINITIONS[text], name=text)
+    if text in UNPUBLISHED:
+        raise ValueError(
+            f"{text} is tabulated in ViTAS's paper without its definition; {', '.join(DEFINITIONS)} have one"
+        )
+    if "/" not in text:
+        raise unknown_name("ViTAS network", text, DEFINITIONS)
+    return parse_vitas(text)
 
 
 def input_shape(network: nn.Module) -> tuple[int, int, int, int]:
     """(1, channels, height, width) of one image for a network of ours or of timm; ValueError for any other."""
-    if isinstance(network, VisionTransformer):
+    if isinstance(network, VisionTransformer | StagedTransformer):
         spec = network.spec
         return (1, spec.in_channels, spec.image_px, spec.image_px)
     config = getattr(network, "pretrained_cfg", None)
@@ -115,25 +150,32 @@ def _parse(name: str) -> tuple[str, str, dict[str, str]]:
     return family, rest, options
 
 
-def _with_options(spec: ViTSpec, options: Mapping[str, str]) -> ViTSpec:
-    known = ("kind", "classes", "linformer_k")
-    for key, value in options.items():
-        if key not in known:
-            raise unknown_name("option", key, known)
-        if key == "kind":
-            spec = spec.with_kinds(value)
-        elif value.isdecimal():
-            spec = replace(spec, classes=int(value)) if key == "classes" else replace(spec, linformer_k=int(value))
-        else:
-            raise ValueError(f"{key} must be a whole number, got {value!r}")
-    return spec
+def _with_options(spec: Spec, options: Mapping[str, str]) -> Spec:
+    """The spec with options applied all at once: an image's side and a patch's may fit together only."""
+    counts = (
+        "classes",
+        "image_px",
+        *(("patch_px", "class_tokens") if isinstance(spec, StagedSpec) else ("linformer_k",)),
+    )
+    for key in options:
+        if key not in ("kind", *counts):
+            raise unknown_name("option", key, ("kind", *counts))
+    changes: dict[str, Any] = {key: _whole(key, value) for key, value in options.items() if key in counts}
+    spec = replace(spec, **changes)
+    return spec.with_kinds(options["kind"]) if "kind" in options else spec
 
 
-def _read_spec(path: Path) -> ViTSpec:
+def _whole(option: str, value: str) -> int:
+    if not value.isdecimal():
+        raise ValueError(f"{option} must be a whole number, got {value!r}")
+    return int(value)
+
+
+def _read_spec(path: Path) -> Spec:
     if not path.is_file():
         raise ValueError(f"there is no spec file {path}")
     try:
-        return ViTSpec.from_json(json.loads(path.read_text()))
+        return spec_from_json(json.loads(path.read_text()))
     except ValueError as error:
         raise ValueError(f"{path} is not a spec: {error}") from error
 

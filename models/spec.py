@@ -34,7 +34,7 @@ class BlockSpec:
             raise ValueError("a block has at least one head: give one attention kind a head")
         for kind in self.kinds:
             kind_named(kind)
-        _demand_counts(self, "head_dim", "mlp_width")
+        demand_counts(self, "head_dim", "mlp_width")
         if self.activation not in get_args(Activation):
             raise unknown_name("activation", self.activation, get_args(Activation))
 
@@ -70,7 +70,7 @@ class ViTSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))
-        _demand_counts(self, "image_px", "patch_px", "dim", "classes", "in_channels")
+        demand_counts(self, "image_px", "patch_px", "dim", "classes", "in_channels")
         if self.image_px % self.patch_px:
             divisors = ", ".join(str(px) for px in range(1, self.image_px + 1) if self.image_px % px == 0)
             raise ValueError(f"patch_px {self.patch_px} does not divide image_px {self.image_px}; these do: {divisors}")
@@ -79,7 +79,7 @@ class ViTSpec:
         if self.residual not in get_args(Residual):
             raise unknown_name("residual", self.residual, get_args(Residual))
         if self.linformer_k is not None:
-            _demand_counts(self, "linformer_k")
+            demand_counts(self, "linformer_k")
             if self.linformer_k > self.tokens:
                 raise ValueError(f"linformer_k {self.linformer_k} exceeds the {self.tokens} tokens; choose less")
 
@@ -123,20 +123,22 @@ class ViTSpec:
             got = f"{record.get('record')!r} of schema {record.get('schema')!r}"
             raise ValueError(f"want a record 'spec' of schema {SCHEMA}, got {got}")
         values = {key: value for key, value in record.items() if key not in ("schema", "record")}
-        _demand_fields(cls, values)
+        demand_fields(cls, values)
         for block in values["blocks"]:
-            _demand_fields(BlockSpec, block)
+            demand_fields(BlockSpec, block)
         return cls(**{**values, "blocks": tuple(BlockSpec(**block) for block in values["blocks"])})
 
 
-def _demand_counts(spec: BlockSpec | ViTSpec, *names: str) -> None:
+def demand_counts(spec: object, *names: str) -> None:
+    """Raises ValueError unless each of these attributes of `spec` is a whole number >= 1."""
     for name in names:
         value = getattr(spec, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
 
 
-def _demand_fields(cls: type[BlockSpec] | type[ViTSpec], values: Mapping[str, Any]) -> None:
+def demand_fields(cls: type[Any], values: Mapping[str, Any]) -> None:
+    """Raises ValueError for a name in `values` that is no field of the dataclass `cls`, and for one that lacks."""
     known = [field.name for field in fields(cls)]
     for name in values:
         if name not in known:

@@ -14,12 +14,12 @@ from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from models.attention import Attention, MultiHead
-from models.spec import BlockSpec, ViTSpec
+from models.spec import BlockSpec, Residual, ViTSpec
 
 AttentionFactory = Callable[[ViTSpec, BlockSpec, float], MultiHead]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "identity": nn.Identity}
-_LAYER_NORM_EPS = {"mpcvit": 1e-5, "pre_norm": 1e-6}  # torch's default, as MPCViT has it; timm's default
+LAYER_NORM_EPS = {"mpcvit": 1e-5, "pre_norm": 1e-6}  # torch's default, as MPCViT has it; timm's default
 
 
 def discrete_attention(spec: ViTSpec, block: BlockSpec, attn_dropout: float) -> Attention:
@@ -34,15 +34,17 @@ class Block(nn.Module):
     pre_norm: s <- s + DP(attn(LN1(s))); s <- s + DP(mlp(LN2(s))).
     """
 
-    def __init__(self, spec: ViTSpec, block: BlockSpec, attention: MultiHead, drop_path: float) -> None:
+    def __init__(
+        self, dim: int, block: BlockSpec, attention: MultiHead, drop_path: float, residual: Residual = "pre_norm"
+    ) -> None:
         super().__init__()
-        self._norm_replaces_stream = spec.residual == "mpcvit"
-        eps = _LAYER_NORM_EPS[spec.residual]
-        self.norm1 = nn.LayerNorm(spec.dim, eps=eps)
+        self._norm_replaces_stream = residual == "mpcvit"
+        eps = LAYER_NORM_EPS[residual]
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = attention
         self.drop_path1 = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(spec.dim, eps=eps)
-        self.mlp = Mlp(spec.dim, block.mlp_width, act_layer=_ACTIVATIONS[block.activation])
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = Mlp(dim, block.mlp_width, act_layer=_ACTIVATIONS[block.activation])
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, stream_BNC: Tensor) -> Tensor:
@@ -77,10 +79,10 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, spec.tokens, spec.dim))
         rates = torch.linspace(0, drop_path, len(spec.blocks)).tolist()
         self.blocks = nn.ModuleList(
-            Block(spec, block, attention(spec, block, attn_dropout), rate)
+            Block(spec.dim, block, attention(spec, block, attn_dropout), rate, spec.residual)
             for block, rate in zip(spec.blocks, rates, strict=True)
         )
-        self.norm = nn.LayerNorm(spec.dim, eps=_LAYER_NORM_EPS[spec.residual])
+        self.norm = nn.LayerNorm(spec.dim, eps=LAYER_NORM_EPS[spec.residual])
         self.head = nn.Linear(spec.dim, spec.classes)
         self._initialise()
 

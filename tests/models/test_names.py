@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.names import SPECS, build, input_shape, spec_named
+from models.names import SPECS, architecture, build, input_shape, spec_named
 from models.vit import VisionTransformer
 
 
@@ -36,6 +36,22 @@ def test_a_spec_file_is_a_network(tmp_path: Path) -> None:
     path = tmp_path / "3.json"
     path.write_text(json.dumps(SPECS["vit_4_4_32"].to_json()))
     assert spec_named(f"spec:{path}") == SPECS["vit_4_4_32"]
+
+
+def test_a_staged_spec_file_is_a_network_and_no_plain_spec(tmp_path: Path) -> None:
+    path = tmp_path / "4.json"
+    spec = architecture("resnas:vit_res_tiny?image_px=56&classes=5&kind=scaling")
+    path.write_text(json.dumps(spec.to_json()))
+    assert architecture(f"spec:{path}") == spec
+    assert build(f"spec:{path}")(torch.zeros(1, 3, 56, 56)).shape == (1, 5)
+    with pytest.raises(ValueError, match="has stages, which this does not take"):
+        spec_named(f"spec:{path}")
+
+
+@pytest.mark.parametrize("name", ["vitas:4/12;2,12,8;1,6,4?image_px=8&classes=3", "resnas:vit_res_tiny?image_px=112"])
+def test_options_reach_our_own_networks(name: str) -> None:
+    shape = input_shape(build(name, draws=False))
+    assert shape[-1] == int(name.partition("image_px=")[2].partition("&")[0])
 
 
 def test_timm_networks_take_constructor_arguments() -> None:
@@ -70,8 +86,13 @@ def test_deit_names_are_timms() -> None:
         ("timm:resnet18?pretrained=True", r"weights are not downloaded"),
         ("timm:resnet18?img_sise=64", r"timm does not build resnet18 with"),
         ("deit:resnet18", r"unknown deit network"),
-        ("vitas:vitas_c", r"come with the ViTAS search"),
-        ("resnas:((4, 176),)", r"come with the ViT-ResNAS search"),
+        ("vitas:vitas_d", r"unknown ViTAS network 'vitas_d'; did you mean vitas_"),
+        ("vitas:vitas_b", r"vitas_b is tabulated in ViTAS's paper without its definition; vitas_a, vitas_c have one"),
+        ("vitas:vitas_c?class_tokens=2", r"unknown option 'class_tokens'"),
+        ("resnas:vit_resnas_small", r"did you mean vit_resnas_tiny\?"),
+        ("resnas:((4, 176),)", r"begins with an embedding \(0, 4 or 5\) and ends with a head"),
+        ("resnas:vit_resnas_tiny?linformer_k=3", r"unknown option 'linformer_k'"),
+        ("resnas:vit_resnas_tiny?class_tokens=3", r"class_tokens is 1, or 2 with a distillation token, got 3"),
         ("spec:absent.json", r"there is no spec file absent.json"),
     ],
 )

@@ -19,6 +19,7 @@ NAMES = [
     "timm:convit_tiny",
     "timm:mixer_s32_224",
     "mpcvit:vit_2_4_32?kind=linformer&linformer_k=11",
+    "resnas:vit_res_tiny?image_px=56",
 ]
 
 
