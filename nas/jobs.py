@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Self
 
 
 class JobError(RuntimeError):
@@ -49,61 +51,112 @@ def run_jobs(
     `on_epoch` hears what a job reports while it runs, `on_done` each result as it comes. The first failure ends all
     others and raises JobError with the failing job's traceback. Workers end with this process, however it ends.
     """
-    if workers < 1:
-        raise ValueError(f"workers must be >= 1, got {workers}")
     results: dict[int, Any] = {}
-    waiting = list(enumerate(jobs))[::-1]
-    running: dict[Connection, tuple[int, _Worker]] = {}
-    started: list[_Worker] = []
-    try:
-        for _ in range(min(workers, len(jobs))):
-            started.append(_start_worker())
-            _hand_out(started[-1], waiting, running)
-        while running:
-            for pipe in _ready(running):
-                index, worker = running[pipe]
-                what, value = _receive(worker, jobs[index])
-                if what == "epoch":
-                    if on_epoch:
-                        on_epoch(jobs[index], value)
-                    continue
-                results[index] = value
-                if on_done:
-                    on_done(jobs[index], value)
-                del running[pipe]
-                _hand_out(worker, waiting, running)
-    except BaseException:
-        for worker in started:
-            worker.process.terminate()
-        raise
-    finally:
-        _reap(started)
+    with Workers(workers) as pool, closing(pool.outcomes(jobs, on_epoch)) as outcomes:
+        for index, outcome in outcomes:
+            if isinstance(outcome, JobError):
+                raise outcome
+            results[index] = outcome
+            if on_done:
+                on_done(jobs[index], outcome)
     return [results[index] for index in range(len(jobs))]
 
 
-def _hand_out(worker: _Worker, waiting: list[tuple[int, Job]], running: dict[Connection, tuple[int, _Worker]]) -> None:
-    if waiting:
-        index, job = waiting.pop()
-        worker.pipe.send(job)
-        running[worker.pipe] = (index, worker)
-    else:
-        worker.pipe.send(None)
+class Workers:
+    """Up to `count` spawned processes, started as jobs need them and kept for later ones until the `with` block ends.
+
+    They end with this process, however it ends.
+    """
+
+    def __init__(self, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"workers must be >= 1, got {count}")
+        self._count = count
+        self._idle: list[_Worker] = []
+        self._busy: dict[Connection, tuple[_Worker, int]] = {}  # what each pipe leads to: a worker, its job's number
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._idle:
+            with suppress(OSError):  # one that has died hears nothing
+                worker.pipe.send(None)
+        self._end_busy()
+        _reap(self._idle)
+        self._idle.clear()
+
+    def outcomes(
+        self, jobs: Sequence[Job], on_epoch: Callable[[Job, dict[str, Any]], None] | None = None, attempts: int = 1
+    ) -> Generator[tuple[int, Any], None, None]:
+        """The number and the result of every job, as they come; of one that failed, a JobError in place of a result.
+
+        A job whose worker dies is given to another one until `attempts` were made. Close the iterator to end the jobs
+        that still run, and their workers.
+        """
+        waiting = list(range(len(jobs)))[::-1]
+        attempts_left = [attempts] * len(jobs)
+        try:
+            while waiting or self._busy:
+                while waiting and (self._idle or len(self._busy) < self._count):
+                    self._hand_out(jobs[waiting[-1]], waiting[-1])
+                    waiting.pop()
+                for pipe in _ready(self._busy):
+                    worker, index = self._busy[pipe]
+                    what, value = _receive(worker)
+                    if what == "epoch":
+                        if on_epoch:
+                            on_epoch(jobs[index], value)
+                        continue
+                    del self._busy[pipe]
+                    if what == "died":
+                        attempts_left[index] -= 1
+                        if attempts_left[index]:
+                            waiting.append(index)
+                            continue
+                    else:
+                        self._idle.append(worker)
+                    yield index, value if what == "done" else JobError(f"{jobs[index].name}{value}")
+        finally:
+            self._end_busy()
+
+    def _hand_out(self, job: Job, index: int) -> None:
+        """Gives `job` to an idle worker, or to a new one where there is none that lives."""
+        while self._idle:
+            worker = self._idle.pop()
+            try:
+                worker.pipe.send(job)
+            except OSError:
+                _reap([worker])
+                continue
+            break
+        else:
+            worker = _start_worker()
+            worker.pipe.send(job)
+        self._busy[worker.pipe] = (worker, index)
+
+    def _end_busy(self) -> None:
+        workers = [worker for worker, _ in self._busy.values()]
+        for worker in workers:
+            worker.process.terminate()
+        _reap(workers)
+        self._busy.clear()
 
 
-def _ready(running: Mapping[Connection, Any]) -> list[Connection]:
-    return [pipe for pipe in wait(list(running)) if isinstance(pipe, Connection)]
+def _ready(pipes: Iterable[Connection]) -> list[Connection]:
+    return [pipe for pipe in wait(list(pipes)) if isinstance(pipe, Connection)]
 
 
-def _receive(worker: _Worker, job: Job) -> tuple[str, Any]:
-    """The next message of a worker; a failure, or a worker that is gone, becomes JobError."""
+def _receive(worker: _Worker) -> tuple[str, Any]:
+    """The next message of a worker: epoch, done, failed, or died where it is gone."""
     try:
         what, value = worker.pipe.recv()
     except (EOFError, OSError):
         worker.process.join(timeout=5)
-        raise JobError(f"{job.name}: its worker process died with exit code {worker.process.exitcode}") from None
-    if what == "failed":
-        raise JobError(f"{job.name} failed:\n{value}")
-    return what, value
+        died = f": its worker process died with exit code {worker.process.exitcode}"
+        _reap([worker])
+        return "died", died
+    return what, f" failed:\n{value}" if what == "failed" else value
 
 
 def _start_worker() -> _Worker:
@@ -126,23 +179,33 @@ def _reap(workers: Sequence[_Worker]) -> None:
 
 
 def _work(pipe: Connection) -> None:
-    """Body of a worker: run jobs from the pipe until it says None."""
+    """Body of a worker: run jobs from the pipe until it says None or closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too, and ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _use_one_thread()
+    use_one_thread()
 
     def report(record: dict[str, Any]) -> None:
         pipe.send(("epoch", record))
 
-    try:
-        while (job := pipe.recv()) is not None:
+    while (packed := _next_message(pipe)) is not None:
+        try:
+            job = pickle.loads(packed)  # here, so that a function that cannot be imported is a failure of its job
+            if job is None:
+                return
             extra = {"on_epoch": report} if job.reports else {}
             pipe.send(("done", job.function(**job.arguments, **extra)))
-    except Exception:
-        pipe.send(("failed", traceback.format_exc()))
+        except Exception:
+            pipe.send(("failed", traceback.format_exc()))
 
 
-def _use_one_thread() -> None:
+def _next_message(pipe: Connection) -> bytes | None:
+    try:
+        return pipe.recv_bytes()
+    except EOFError:  # the parent has closed its end
+        return None
+
+
+def use_one_thread() -> None:
     """One torch thread, whether torch is imported already or comes with a job (then it reads the environment)."""
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
     if torch := sys.modules.get("torch"):
