@@ -226,7 +226,8 @@ def measure(
 
 
 def _item(module: nn.Module, shape: tuple[int, ...], scheme: Scheme, warm_up: int, what: str) -> _Item:
-    inputs, others = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    draw = torch.rand if isinstance(module, Sweep) else torch.randn  # rows of the sweep are normalised by their sums
+    inputs, others = (draw(shape, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     ranges = ranges_for([scheme], module, others).get(scheme, NOTHING_DECLARED)
     return _Item(module, inputs, ranges, warm_up, what)
 
@@ -260,4 +261,5 @@ def _observe(workload: Workload, item: _Item, scheme: Scheme) -> Observation:
         tuple(run.online_s[0] for run in runs),
         tuple(run.dealer_s[0] for run in runs),
         heads=workload.head_traces(scheme, item.ranges),
+        op_s=tuple(map(statistics.median, zip(*(operation_seconds(run.trace, run.logs) for run in runs), strict=True))),
     )

@@ -150,10 +150,10 @@ class Effort:
     link_repeats: int = 1
 
 
-CALIBRATION = Effort(cases=12, layers=0, networks=8, passes=21)
+CALIBRATION = Effort(cases=12, layers=0, networks=10, passes=21)
 EVALUATIONS: Mapping[str, Effort] = {
     "quick": Effort(cases=3, layers=6, networks=6, passes=5, links=3, link_repeats=3),
-    "full": Effort(cases=15, layers=12, networks=32, passes=9, links=13, link_repeats=9),
+    "full": Effort(cases=15, layers=12, networks=32, passes=21, links=13, link_repeats=9),
 }
 # No named profile, and none that the test runs on.
 CALIBRATION_LINKS = ("1gbit/1ms", "300mbit/35ms")

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.optimize import minimize, nnls
 
 from cost_models.features import DEALER_FEATURES, ONLINE_FEATURES, PLACES, Vector, counts, model_key, trace_counts
-from cost_models.linear import POOLED, QUANTILES, Coefficients, CostModel, Spread
+from cost_models.linear import POOLED, QUANTILES, Coefficients, CostModel, InNetwork, Spread
 from cost_models.observations import Observation, OperationSamples
 from mpc.network import LOOPBACK
 from mpc.scheme import Scheme
@@ -27,6 +27,7 @@ from mpc.scheme import Scheme
 _ROBUST_STEPS = 20
 _ROBUST_RELATIVE = 0.05  # residuals beyond this weigh by their size, not its square (Huber)
 _FEWEST = 4  # shapes of one kind of operation that a fit of its own needs
+_PRIOR = 9.0  # operations that the prior of one kind inside networks weighs as much as
 _NO_SPREAD = Spread(0.0, 0.0, 0.0, (0.0, 0.0, 0.0, 0.0))
 
 
@@ -39,33 +40,52 @@ def fit(
 ) -> CostModel:
     """The cost model that explains operations of a sweep and whole networks, all on loopback under one scheme.
 
-    Operations are fitted to the sweep; what networks take beyond the sum of their operations is the model's `start_s`
-    and `factor`. The dealer is fitted to the networks, where all of them have dealer seconds. Raises ValueError for
-    unfit observations.
+    Operations are fitted to the sweep; what they take inside networks beyond that is the model's `in_networks`, fitted
+    to networks whose operations were timed one by one. The dealer is fitted to the networks, where all of them have
+    dealer seconds. Raises ValueError for unfit observations.
     """
     _demand_comparable(networks, scheme)
     if len(samples) < _FEWEST:
         raise ValueError(f"a fit needs at least {_FEWEST} operations, got {len(samples)}; run the whole plan")
     alone = CostModel(_coefficients(samples, scheme), scheme, machine, _NO_SPREAD, threads=threads)
-    start_s, factor = _around(alone, networks)
     residuals = [*_left_out_operations(scheme, samples), *_left_out_networks(alone, networks)]
     return replace(
         alone,
-        start_s=start_s,
-        factor=factor,
+        in_networks=_inside(alone, networks),
         spread=spread_of(residuals),
         dealer=_dealer(networks, scheme),
         _costs={},
     )
 
 
-def _around(alone: CostModel, networks: Sequence[Observation]) -> tuple[float, float]:
-    """Seconds of a start, and the factor on operations, that explain networks; `alone` has neither yet."""
-    if len(networks) < 2:
-        return 0.0, 1.0
-    matrix = np.array([[1.0, alone.cost(network.trace).compute_s] for network in networks])
-    start_s, factor = nonnegative_relative(matrix, np.array([network.median_s for network in networks]))
-    return float(start_s), float(factor)
+def _inside(alone: CostModel, networks: Sequence[Observation]) -> dict[str, InNetwork]:
+    """What operations take inside `networks`, by kind of operation; `alone` does not know it yet.
+
+    Every kind is drawn towards the ratio of all operations, the more the fewer of it were timed. The median of a sum is
+    not the sum of medians, so that all are scaled to the networks' own medians at the end.
+    """
+    pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for network in networks:
+        for operation, seconds in zip(network.trace.operations, network.op_s, strict=True):
+            pairs[model_key(operation)].append((alone.operation_s(operation), seconds))
+    if not pairs:
+        return {POOLED: InNetwork()}
+    every = [pair for group in pairs.values() for pair in group]
+    ratio = median(inside_s / alone_s for alone_s, inside_s in every)
+    fitted = {key: _inside_of(group, ratio) for key, group in pairs.items()} | {POOLED: InNetwork(0.0, float(ratio))}
+    model = replace(alone, in_networks=fitted, _costs={})
+    scale = float(median(network.median_s / model.cost(network.trace).compute_s for network in networks))
+    return {key: InNetwork(scale * each.more_s, scale * each.times) for key, each in fitted.items()}
+
+
+def _inside_of(pairs: Sequence[tuple[float, float]], ratio: float) -> InNetwork:
+    """Least squares of relative errors of more_s + times * alone, with a prior of `_PRIOR` operations at `ratio`."""
+    alone_s, inside_s = np.array(pairs).T
+    prior = math.sqrt(_PRIOR)
+    matrix = np.stack([np.append(1 / inside_s, 0.0), np.append(alone_s / inside_s, prior)], axis=1)
+    norms = np.linalg.norm(matrix, axis=0)
+    more_s, times = nnls(matrix / norms, np.append(np.ones(len(pairs)), prior * ratio))[0] / norms
+    return InNetwork(float(more_s), float(times))
 
 
 def _coefficients(samples: Iterable[OperationSamples], scheme: Scheme) -> dict[str, Coefficients]:
@@ -127,15 +147,13 @@ def _left_out_operations(scheme: Scheme, samples: Sequence[OperationSamples]) ->
 
 
 def _left_out_networks(alone: CostModel, networks: Sequence[Observation]) -> list[Residual]:
-    """Every network, predicted from the sweep and from what the other networks say of starts and the factor."""
+    """Every network, predicted from the sweep and from what the other networks say of operations inside networks."""
     residuals = []
     for out, network in enumerate(networks):
-        start_s, factor = _around(alone, [*networks[:out], *networks[out + 1 :]])
-        cost = alone.cost(network.trace)
-        predicted_s = start_s + factor * cost.compute_s
-        residuals.append(
-            Residual(math.log(network.median_s / predicted_s), predicted_s, cost.compute_s2 / cost.compute_s**2)
-        )
+        others = _inside(alone, [*networks[:out], *networks[out + 1 :]])
+        cost = replace(alone, in_networks=others, _costs={}).cost(network.trace)
+        ratio, shares2 = network.median_s / cost.compute_s, cost.compute_s2 / cost.compute_s**2
+        residuals.append(Residual(math.log(ratio), cost.compute_s, shares2))
     return residuals
 
 

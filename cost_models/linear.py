@@ -11,7 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +27,7 @@ from mpc.scheme import Scheme
 from mpc.trace import Operation, Trace, operation_traffic
 from mpc.traffic import PhaseTraffic
 
-SCHEMA = 2
+SCHEMA = 3
 RECORD = "calibration"
 _HOPS_A_ROUND = {"gloo": 4, "direct": 1}  # of most messages, for how long a process sleeps for one
 POOLED = ""  # key of the coefficients for operations that were not in the sweep
@@ -124,23 +124,35 @@ class Spread:
         return math.sqrt(self.common**2 + self.independent**2 * shares2 + (self.jitter_s / compute_s) ** 2)
 
 
+@dataclass(frozen=True, slots=True)
+class InNetwork:
+    """What an operation takes inside a network, beside what it takes alone: `more_s` seconds more, `times` as long."""
+
+    more_s: float = 0.0
+    times: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.more_s < math.inf and 0 <= self.times < math.inf):
+            raise ValueError(f"more_s and times must be numbers >= 0, got {self.more_s} and {self.times}")
+
+
 @dataclass(frozen=True)
 class CostModel:
     """Seconds per unit of each feature (UNITS) for every kind of operation, for one scheme on one machine.
 
     `operations` holds coefficients by `model_key`, those of unswept operations under POOLED, of operations alone, run
-    again and again; a network takes `start_s` and `factor` times their sum, because it starts cold and its operations
-    find the caches as others left them. `wake_s` is what resuming costs after a long sleep for a message;
-    `threads` is that of each party. `link_spread` is None where nothing was measured on links: intervals then hold
-    compute alone. Raises ValueError for an unknown feature or a negative coefficient.
+    again and again. Inside a network an operation finds the caches, and rare code, as others left them: it takes
+    `in_networks[key].more_s` seconds more and `times` as long, by `model_key` or, for other operations, POOLED.
+    `wake_s` is what resuming costs after a long sleep for a message; `threads` is that of each party. `link_spread` is
+    None where nothing was measured on links: intervals then hold compute alone. Raises ValueError for an unknown
+    feature or a negative coefficient.
     """
 
     operations: Mapping[str, Coefficients]
     scheme: Scheme
     machine: Mapping[str, Any]
     spread: Spread
-    start_s: float = 0.0
-    factor: float = 1.0
+    in_networks: Mapping[str, InNetwork] = field(default_factory=lambda: {POOLED: InNetwork()})
     wake_s: float = 0.0
     threads: int = 1
     dealer: Coefficients = field(default_factory=dict)
@@ -148,10 +160,10 @@ class CostModel:
     _costs: dict[Operation, Cost] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("start_s", "factor", "wake_s", "link_spread"):
+        for name in ("wake_s", "link_spread"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number >= 0, got {getattr(self, name)}")
-        if POOLED not in self.operations:
+        if POOLED not in self.operations or POOLED not in self.in_networks:
             raise ValueError("a cost model needs pooled coefficients, for operations that were not in the sweep")
         for coefficients in (*self.operations.values(), self.dealer):
             for name, seconds in coefficients.items():
@@ -163,8 +175,9 @@ class CostModel:
     def at_pace(self, pace: float) -> CostModel:
         """The model of this machine while everything of its own takes `pace` times as long as at calibration."""
         operations = {key: _times(coefficients, pace) for key, coefficients in self.operations.items()}
-        start_s, wake_s, dealer = self.start_s * pace, self.wake_s * pace, _times(self.dealer, pace)
-        return replace(self, operations=operations, start_s=start_s, wake_s=wake_s, dealer=dealer, _costs={})
+        inside = {key: replace(each, more_s=each.more_s * pace) for key, each in self.in_networks.items()}
+        wake_s, dealer = self.wake_s * pace, _times(self.dealer, pace)
+        return replace(self, operations=operations, in_networks=inside, wake_s=wake_s, dealer=dealer, _costs={})
 
     def operation_s(self, operation: Operation) -> float:
         """Fitted seconds of one operation on loopback, run by itself again and again."""
@@ -188,7 +201,8 @@ class CostModel:
 
     def _cost_of(self, operation: Operation) -> Cost:
         if operation not in self._costs:
-            seconds = self.factor * self.operation_s(operation)
+            inside = self.in_networks.get(model_key(operation), self.in_networks[POOLED])
+            seconds = inside.more_s + inside.times * self.operation_s(operation)
             online = operation_traffic(operation, self.scheme).online
             largest = largest_message_bytes(operation, self.scheme)
             self._costs[operation] = Cost(seconds, seconds**2, 1, online, largest)
@@ -212,9 +226,8 @@ class CostModel:
             )
             delay_s = self._delay_s(hops, rounds, network)
             transfer_s = _transfer_s(sent_bytes, network) + _ramps_s(network, cost.largest_bytes)
-        seconds = self.start_s + cost.compute_s
         shares2 = cost.compute_s2 / cost.compute_s**2 if cost.compute_s > 0 else 0.0
-        return self._estimate(seconds, self.spread.scale(seconds, shares2), delay_s, transfer_s)
+        return self._estimate(cost.compute_s, self.spread.scale(cost.compute_s, shares2), delay_s, transfer_s)
 
     def _estimate(self, compute_s: float, scale: float, delay_s: float, transfer_s: float) -> Estimate:
         low_s, lower_s, upper_s, high_s = (
@@ -241,12 +254,12 @@ class CostModel:
     ) -> Numbers:
         """The median of `seconds_of`, of the busiest party's sums: floats, or arrays of many networks."""
         ramp_s = 0.0 if network == LOOPBACK else _ramps_s(network, largest_bytes)
-        return self.start_s + self.linear_s(compute_s, hops, sent_bytes, rounds, network) + ramp_s
+        return self.linear_s(compute_s, hops, sent_bytes, rounds, network) + ramp_s
 
     def linear_s(
         self, compute_s: Numbers, hops: Numbers, sent_bytes: Numbers, rounds: Numbers, network: NetworkProfile
     ) -> Numbers:
-        """The part of the median that adds up over operations: all but the start, and slow start."""
+        """The part of the median that adds up over operations: all but slow start."""
         if network == LOOPBACK:
             return compute_s
         return compute_s + self._delay_s(hops, rounds, network) + _transfer_s(sent_bytes, network)
@@ -273,8 +286,7 @@ class CostModel:
             "record": RECORD,
             "operations": {key: dict(coefficients) for key, coefficients in self.operations.items()},
             "dealer": dict(self.dealer),
-            "start_s": self.start_s,
-            "factor": self.factor,
+            "in_networks": {key: asdict(each) for key, each in self.in_networks.items()},
             "wake_s": self.wake_s,
             "spread": {**spread, "scores": list(self.spread.scores)},
             "link_spread": self.link_spread,
@@ -299,8 +311,7 @@ class CostModel:
             scheme=Scheme(**record["scheme"]),
             machine=dict(record["machine"]),
             spread=Spread(**spread, scores=(low, lower, upper, high)),
-            start_s=record["start_s"],
-            factor=record["factor"],
+            in_networks={key: InNetwork(**each) for key, each in record["in_networks"].items()},
             wake_s=record["wake_s"],
             threads=record["threads"],
             dealer=dict(record["dealer"]),

@@ -53,7 +53,8 @@ class Observation:
 
     `what` and `shape` name it in records. `heads` holds, where
     that makes sense, traces of its heads one by one, for the baseline that sums over heads. `alone` marks an operation
-    that ran by itself, again and again. Raises ValueError without runs or for seconds that are not positive.
+    that ran by itself, again and again. `op_s` holds the median online seconds of every operation of the trace, where
+    they were timed. Raises ValueError without runs or for seconds that are not positive.
     """
 
     what: str
@@ -66,9 +67,14 @@ class Observation:
     heads: tuple[Trace, ...] = ()
     mode: str = "measured"
     alone: bool = False
+    op_s: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _demand_positive(f"{self.what} {self.shape}", self.online_s)
+        if self.op_s and len(self.op_s) != len(self.trace.operations):
+            raise ValueError(
+                f"{self.what} {self.shape}: {len(self.op_s)} op_s for {len(self.trace.operations)} operations"
+            )
         if not all(math.isfinite(s) and s >= 0 for s in self.dealer_s):
             raise ValueError(f"{self.what} {self.shape}: dealer_s must hold seconds >= 0, got {self.dealer_s}")
 

@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -73,22 +74,27 @@ _FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "relu": F.relu,
     "relu_hidden": F.relu,
     "square": torch.square,
-    "normalize": lambda x: row_normalize(x.square(), 2.0**-16),
+    "normalize": lambda x: row_normalize(x, 2.0**-16),
     "gelu": F.gelu,
 }
 
 
 class _Case(nn.Module):
-    """An operation on tensors of `shapes`; a product does `products` multiply-accumulates an element of the first."""
+    """An operation on tensors of `shapes`.
+
+    A product does `products` multiply-accumulates an element of the first, and sums up `summed` for one of its result.
+    """
 
     shapes: tuple[tuple[int, ...], ...]
     products: int = 0
+    summed: int = 0
 
 
 class _Function(_Case):
     def __init__(self, name: str, *shapes: tuple[int, ...], products: int = 0) -> None:
         super().__init__()
         self.name, self.shapes, self.products = name, shapes, products
+        self.summed = shapes[0][-1] if products else 0
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return _FUNCTIONS[self.name](*inputs)
@@ -98,7 +104,8 @@ class _Layer(_Case):
     def __init__(self, layer: nn.Linear | nn.Conv2d | nn.LayerNorm, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.layer, self.shapes = layer, (shape,)
-        self.products = 0 if isinstance(layer, nn.LayerNorm) else layer.weight.shape[0]
+        if not isinstance(layer, nn.LayerNorm):
+            self.products, self.summed = layer.weight.shape[0], layer.weight[0].numel()
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layer(x)
@@ -169,36 +176,41 @@ class Case:
     @property
     def label(self) -> str:
         """Its name and shapes, for records."""
-        shapes = [tuple(tensor.shape) for tensor in self._outline.parameters()] + list(self._outline.shapes)
+        outline = _outline(self)
+        shapes = [tuple(tensor.shape) for tensor in outline.parameters()] + list(outline.shapes)
         return f"{self.name} {' '.join('x'.join(map(str, shape)) for shape in shapes)}"
 
     @property
     def elements(self) -> int:
-        """Elements of its inputs."""
-        return sum(prod(shape) for shape in self._outline.shapes)
+        """Elements of its inputs, or of its result where they are more."""
+        outline = _outline(self)
+        result = self.macs // outline.summed if outline.summed else 0
+        return max(sum(prod(shape) for shape in outline.shapes), result)
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates, for products."""
-        outline = self._outline
+        outline = _outline(self)
         return int(prod(outline.shapes[0]) * outline.products)
-
-    @property
-    def _outline(self) -> _Case:
-        with torch.device("meta"):
-            return self.module()
 
     def module(self) -> _Case:
         """The operation; `shapes` are those of its inputs. Random weights come from the caller's generator."""
         return CASES[self.name](self.sizes)
 
 
+@lru_cache(maxsize=20_000)
+def _outline(case: Case) -> _Case:
+    """The operation without data: a plan draws thousands to choose from."""
+    with torch.device("meta"):
+        return case.module()
+
+
 class Sweep(nn.Module):
-    """Cases one after the other in any `order`, each on the first elements of one long input.
+    """Cases one after the other in any `order`, each on the first elements of one long input, which is not negative.
 
     Each runs RUNS times in a row, of which the first does not count: inside a network, too, an operation finds memory
-    and code as others like it left them. The module of case number i is `cases.i`, which is the site of its operations. The
-    result is the last case's.
+    and code as others like it left them. The module of case number i is `cases.i`, which is the site of its operations.
+    The result is the last case's.
     """
 
     def __init__(self, cases: Sequence[Case]) -> None:
@@ -231,7 +243,7 @@ def number_of(site: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest operations of a sweep: elements of their inputs, and multiply-accumulates of products."""
+    """The largest operations of a sweep: elements of their inputs and results, and multiply-accumulates of products."""
 
     elements: int
     macs: int

@@ -191,7 +191,7 @@ class EvaluationRecord(TypedDict):
 
 
 class CalibrationRecord(TypedDict):
-    """The fitted cost model and how right it is: `"record": "calibration"`, schema 2.
+    """The fitted cost model and how right it is: `"record": "calibration"`, schema 3.
 
     `operations` holds seconds per unit of each feature for every kind of operation. `evaluation` holds the groups
     `operations`, `layers`, `networks` and `links`, those that were measured after the model was frozen; `replays` are
@@ -201,7 +201,7 @@ class CalibrationRecord(TypedDict):
     schema: int
     record: str
     operations: dict[str, dict[str, float]]
-    factor: float
+    in_networks: dict[str, dict[str, float]]
     wake_s: float
     link_spread: float | None
     threads: int

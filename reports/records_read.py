@@ -25,7 +25,7 @@ from reports.records import (
 )
 
 SCHEMA = 1
-SCHEMAS = {"calibration": 2}  # of the kinds that have moved on
+SCHEMAS = {"calibration": 3}  # of the kinds that have moved on
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,12 +135,19 @@ def _scores(scores: ScoresRecord) -> tuple[object, ...]:
 def _fitted(run: Run) -> str:
     assert run.calibration is not None
     units = dict.fromkeys(name for seconds in run.calibration["operations"].values() for name in seconds)
+    inside = run.calibration["in_networks"]
     rows = [
-        (key or "any other", *(_seconds_of(seconds.get(name)) for name in units))
+        (
+            key or "any other",
+            *(_seconds_of(seconds.get(name)) for name in units),
+            _seconds_of(inside.get(key, inside[""])["more_s"]),
+            f"{inside.get(key, inside[''])['times']:.2f}",
+        )
         for key, seconds in sorted(run.calibration["operations"].items())
     ]
-    constants = ", ".join(f"{key} {run.calibration[key]:.4g}" for key in ("factor", "wake_s", "link_spread", "threads"))
-    table = _table(["operation", *(f"s of {name}" for name in units)], rows, text_columns=1)
+    constants = ", ".join(f"{key} {_ratio(run.calibration[key], 4)}" for key in ("wake_s", "link_spread", "threads"))
+    headings = ["operation", *(f"s of {name}" for name in units), "s more in a network", "times in a network"]
+    table = _table(headings, rows, text_columns=1)
     return f"<details><summary>What was fitted ({escape(constants)})</summary>{table}</details>"
 
 

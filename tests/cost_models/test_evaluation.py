@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cost_models.evaluation import Evaluation, Point, Scores, evaluate, repeatability, scored
-from cost_models.linear import POOLED, CostModel, Spread
+from cost_models.linear import POOLED, CostModel, InNetwork, Spread
 from cost_models.observations import Observation
 from mpc.network import network
 from mpc.scheme import Scheme
@@ -73,8 +73,8 @@ def test_coverage_counts_points_inside_their_intervals() -> None:
     }
 
 
-def test_an_operation_alone_is_predicted_without_a_start() -> None:
-    starting = dataclasses.replace(MODEL, start_s=1.0, factor=2.0, _costs={})
+def test_an_operation_alone_is_predicted_as_it_runs_alone() -> None:
+    starting = dataclasses.replace(MODEL, in_networks={POOLED: InNetwork(1.0, 2.0)}, _costs={})
     alone = dataclasses.replace(POINTS[0], alone=True)
     assert [p.predicted_s for p in evaluate(starting, [POINTS[0], alone], []).points] == pytest.approx([1.018, 0.009])
 

@@ -12,7 +12,7 @@ import pytest
 
 from cost_models.features import UNITS, counts, trace_counts
 from cost_models.fitting import Residual, fit, nonnegative_relative, spread_of
-from cost_models.linear import POOLED, CostModel
+from cost_models.linear import POOLED, CostModel, InNetwork
 from cost_models.observations import Observation, OperationSamples
 from mpc.network import LOOPBACK, network
 from mpc.scheme import Scheme
@@ -26,7 +26,8 @@ PLANTED = {
     "linear weight": {"operations": 1e-4, "ring_bytes": 8e-9, "macs": 1e-9},
     "square": {"operations": 5e-4, "ring_bytes": 9e-8},
 }
-START_S, FACTOR = 0.02, 1.3
+# Inside networks: seconds more, and times as long as alone.
+INSIDE = {"relu": (0.0, 1.2), "linear weight": (3e-4, 1.0), "square": (1e-4, 0.9)}
 
 
 def secret(op: str, *shape: int) -> Operation:
@@ -71,10 +72,14 @@ def networks(generator: np.random.Generator, count: int, noise: float = 0.0, dea
     for number in range(count):
         operations = drawn(generator, 3 + 2 * number)
         trace = Trace(tuple(operation for group in operations.values() for operation in group))
-        sum_s = sum(law_s(key, operation) for key, group in operations.items() for operation in group)
-        online_s = tuple((START_S + FACTOR * sum_s) * generator.lognormal(0, noise, size=5))
+        op_s = tuple(
+            INSIDE[key][0] + INSIDE[key][1] * law_s(key, operation)
+            for key, group in operations.items()
+            for operation in group
+        )
+        online_s = tuple(sum(op_s) * generator.lognormal(0, noise, size=5))
         dealer_s = (float(trace_counts(trace, SCHEME)[list(UNITS).index("dealer_bytes")]) * 5e-9,) * dealer
-        found.append(Observation("network", f"{number}", trace, SCHEME, online_s, dealer_s))
+        found.append(Observation("network", f"{number}", trace, SCHEME, online_s, dealer_s, op_s=op_s))
     return found
 
 
@@ -110,18 +115,36 @@ def test_the_law_survives_noise_and_a_few_disturbed_operations() -> None:
     assert np.max(errors) < 0.25
 
 
-def test_what_networks_take_beyond_their_operations_is_a_start_and_a_factor() -> None:
+def test_what_operations_take_inside_networks_is_recovered_by_kind() -> None:
     generator = np.random.default_rng(2)
-    model = fitted(sampled(drawn(generator, 20), generator), networks(generator, 5))
-    assert (model.start_s, model.factor) == pytest.approx((START_S, FACTOR), rel=1e-2)
+    model = fitted(sampled(drawn(generator, 20), generator), networks(generator, 6))
+    for key, (more_s, times) in INSIDE.items():
+        for operation in drawn(generator, 5)[key]:
+            inside_s = model.cost(Trace((operation,))).compute_s
+            assert inside_s == pytest.approx(more_s + times * law_s(key, operation), rel=0.06)
     for fresh in networks(generator, 3):
-        assert model.seconds(fresh.trace, SCHEME, LOOPBACK).p50_s == pytest.approx(fresh.median_s, rel=1e-3)
+        assert model.seconds(fresh.trace, SCHEME, LOOPBACK).p50_s == pytest.approx(fresh.median_s, rel=0.03)
+    assert fitted(sampled(drawn(generator, 8), generator), []).in_networks == {POOLED: InNetwork()}
 
 
-def test_one_network_cannot_tell_a_start_from_a_factor() -> None:
+def test_networks_that_take_longer_than_their_operations_scale_them_all() -> None:
     generator = np.random.default_rng(3)
-    model = fitted(sampled(drawn(generator, 8), generator), networks(generator, 1))
-    assert (model.start_s, model.factor) == (0.0, 1.0)
+    samples, plain = sampled(drawn(generator, 8), generator), networks(generator, 4)
+    longer = [replace(network, online_s=tuple(1.25 * s for s in network.online_s)) for network in plain]
+    usual, scaled = (fitted(samples, each).in_networks for each in (plain, longer))
+    for key, each in usual.items():
+        assert scaled[key].times == pytest.approx(1.25 * each.times)
+        assert scaled[key].more_s == pytest.approx(1.25 * each.more_s)
+
+
+def test_a_kind_that_few_networks_have_is_drawn_to_what_all_take() -> None:
+    generator = np.random.default_rng(5)
+    often = networks(generator, 4)
+    one = secret("gelu", 50)
+    rare = replace(often[0], trace=Trace((*often[0].trace.operations, one)), op_s=(*often[0].op_s, 1.0))
+    model = fitted(sampled(drawn(generator, 8), generator), [rare, *often[1:]])
+    kinds = [model.in_networks[key].times for key in INSIDE]
+    assert min(kinds) < model.in_networks["gelu"].times < max(kinds)
 
 
 def test_an_operation_of_too_few_shapes_takes_what_all_have_in_common() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bench.machine import this_machine
 from cost_models.latency_table import LatencyTable, LatencyTables, Slot
-from cost_models.linear import POOLED, Cost, CostModel, Spread
+from cost_models.linear import POOLED, Cost, CostModel, InNetwork, Spread
 from cost_models.vit_table import vit_branch_table, vit_table, vit_tables, vit_trace
 from models.spec import BlockSpec, ViTSpec
 from mpc.network import LOOPBACK, network
@@ -22,6 +22,7 @@ from mpc.scheme import Scheme
 from mpc.traffic import PhaseTraffic
 
 COMPUTE = {"rounds": 2e-3, "ring_bytes": 8e-9, "macs": 1e-9, "operations": 1e-4, "far_bytes": 3e-9}
+INSIDE = {POOLED: InNetwork(2e-5, 1.1), "relu": InNetwork(1e-4, 0.9)}
 SCHEMES = [Scheme(), Scheme("tuned", transport="direct"), Scheme(parties=3)]
 LINKS = [LOOPBACK, network("cheetah-lan"), network("cheetah-wan"), network("20mbit/80ms")]
 SPEC = ViTSpec(16, 4, 24, 10, (BlockSpec(("softmax",), 8, 24),), residual="pre_norm")
@@ -36,7 +37,7 @@ BLOCKS = (ALTERNATIVES, ALTERNATIVES, ALTERNATIVES[:2])
 
 def cost_model(scheme: Scheme) -> CostModel:
     spread = Spread(0.05, 0.1, 1e-4, (-1.5, -0.7, 0.7, 1.5))
-    return CostModel({POOLED: COMPUTE}, scheme, this_machine().to_json(), spread, start_s=2e-3, factor=1.1, wake_s=3e-5)
+    return CostModel({POOLED: COMPUTE}, scheme, this_machine().to_json(), spread, INSIDE, wake_s=3e-5)
 
 
 def chosen(spec: ViTSpec, blocks: Sequence[BlockSpec | None]) -> ViTSpec:

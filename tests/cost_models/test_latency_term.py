@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cost_models.latency_term import KindLatency, MixtureLatency, mixture_latency, poisson_binomial
-from cost_models.linear import POOLED, CostModel, Spread
+from cost_models.linear import POOLED, CostModel, InNetwork, Spread
 from cost_models.vit_table import vit_trace
 from models.spec import BlockSpec, ViTSpec
 from mpc.network import LOOPBACK, NetworkProfile, network
@@ -20,6 +20,7 @@ from mpc.scheme import Scheme
 
 # Compute bends where messages no longer fit a cache: it is no line in the number of heads.
 COMPUTE = {"rounds": 2e-3, "ring_bytes": 8e-9, "macs": 1e-9, "operations": 1e-4, "far_bytes": 5e-8}
+INSIDE = {POOLED: InNetwork(2e-5, 1.1), "relu": InNetwork(1e-4, 0.9)}
 SCHEMES = [Scheme(), Scheme("tuned", transport="direct"), Scheme(parties=3)]
 LINKS = [LOOPBACK, *map(network, ("cheetah-lan", "cheetah-wan", "400mbit/80ms"))]
 KINDS = ("softmax", "relu_softmax", "scaling")
@@ -29,7 +30,7 @@ LARGE = ViTSpec(32, 4, 24, 10, (BlockSpec(("softmax",) * 5, 8, 24), BlockSpec(("
 
 def model(scheme: Scheme) -> CostModel:
     spread = Spread(0.05, 0.1, 0.0, (-1.5, -0.7, 0.7, 1.5))
-    return CostModel({POOLED: COMPUTE}, scheme, {"label": "test"}, spread, start_s=2e-3, factor=1.1, wake_s=3e-5)
+    return CostModel({POOLED: COMPUTE}, scheme, {"label": "test"}, spread, INSIDE, wake_s=3e-5)
 
 
 def mixture(

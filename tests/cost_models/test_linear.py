@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.machine import this_machine
-from cost_models.linear import POOLED, Cost, CostModel, Estimate, MachineWarning, Spread
+from cost_models.linear import POOLED, Cost, CostModel, Estimate, InNetwork, MachineWarning, Spread
 from cost_models.waking import resume_s
 from mpc.congestion import PAYLOAD_SHARE, ramp_s
 from mpc.network import LOOPBACK, NetworkProfile, network
@@ -24,6 +24,7 @@ SCHEME = Scheme()
 # A relu of n elements has 9 rounds and opens 24 n bytes of ring elements, of 232 n; anything else takes half a second.
 OPERATIONS = {"relu": {"rounds": 1e-3, "ring_bytes": 1e-6}, POOLED: {"operations": 0.5}}
 RELU_S = 9 * 1e-3 + 240 * 1e-6
+INSIDE = {"relu": InNetwork(0.25, 2.0), POOLED: InNetwork(0.0, 3.0)}
 LINK = NetworkProfile("link", one_way_delay_s=0.5, bytes_per_s=232.0, source="test")
 
 
@@ -39,7 +40,7 @@ TRACES = st.lists(st.tuples(st.sampled_from(["relu", "square", "gelu"]), st.inte
 
 def model(**changes: object) -> CostModel:
     spread = Spread(0.3, 0.4, 0.0, (-2.0, -1.0, 1.0, 2.0))
-    plain = CostModel(OPERATIONS, SCHEME, {"label": "test machine"}, spread, 0.25, 2.0, 0.125, link_spread=0.5)
+    plain = CostModel(OPERATIONS, SCHEME, {"label": "test machine"}, spread, INSIDE, 0.125, link_spread=0.5)
     return dataclasses.replace(plain, **changes, _costs={})  # type: ignore[arg-type]
 
 
@@ -58,7 +59,7 @@ def test_seconds_on_a_link_by_hand() -> None:
     assert estimate.p95_s == pytest.approx(compute_s * math.exp(1) + link_s * math.exp(0.5))
 
 
-def test_an_operation_alone_neither_starts_cold_nor_finds_other_caches() -> None:
+def test_an_operation_alone_finds_caches_as_it_left_them() -> None:
     alone = model().alone(ONE.operations[0])
     assert (alone.p50_s, alone.delay_s, alone.transfer_s) == (pytest.approx(RELU_S), 0.0, 0.0)
     assert alone.p95_s == pytest.approx(RELU_S * math.exp(1))
@@ -93,13 +94,13 @@ def test_operations_that_were_not_swept_take_pooled_coefficients() -> None:
 
 def test_errors_of_many_operations_cancel() -> None:
     for count in (1, 4, 16):
-        estimate = model(start_s=0.0, factor=1.0).seconds(Trace(ONE.operations * count), SCHEME, LOOPBACK)
+        estimate = model(in_networks={POOLED: InNetwork()}).seconds(Trace(ONE.operations * count), SCHEME, LOOPBACK)
         scale = math.sqrt(0.3**2 + 0.4**2 / count)
         assert estimate.p95_s == pytest.approx(count * RELU_S * math.exp(2 * scale))
 
 
 def test_a_short_run_scatters_by_its_jitter() -> None:
-    jittery = model(spread=Spread(0.0, 0.0, 3e-3, (-2.0, -1.0, 1.0, 2.0)), start_s=0.0, factor=1.0)
+    jittery = model(spread=Spread(0.0, 0.0, 3e-3, (-2.0, -1.0, 1.0, 2.0)), in_networks={POOLED: InNetwork()})
     estimate = jittery.seconds(ONE, SCHEME, LOOPBACK)
     assert estimate.p75_s == pytest.approx(RELU_S * math.exp(3e-3 / RELU_S))
     assert jittery.spread.scale(0.0, 1.0) == 0.0
@@ -200,10 +201,10 @@ def test_a_model_of_this_machine_loads_without_a_warning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "found"), [({"schema": 1}, "schema 1"), ({"schema": 3}, "schema 3"), ({"record": "bench"}, "'bench'")]
+    ("change", "found"), [({"schema": 1}, "schema 1"), ({"schema": 2}, "schema 2"), ({"record": "bench"}, "'bench'")]
 )
 def test_another_schema_or_record_is_refused_in_one_line(change: dict[str, object], found: str) -> None:
-    with pytest.raises(ValueError, match=rf"not a calibration of schema 2: .*{found}.*; calibrate again") as refused:
+    with pytest.raises(ValueError, match=rf"not a calibration of schema 3: .*{found}.*; calibrate again") as refused:
         CostModel.from_json({**model().to_json(), **change})
     assert "\n" not in str(refused.value)
 

@@ -20,9 +20,9 @@ SIZES = Sizes(batch=2, tokens=5, dim=8, heads=3, head_dim=4, mlp_width=16)
 
 # By the sizes above: B 2, N 5, C 8, H 3, D 4, M 16.
 BY_HAND = {
-    "qkv": ("qkv 36x8 36 2x5x8", 80, 80 * 36),
+    "qkv": ("qkv 36x8 36 2x5x8", 2 * 5 * 36, 80 * 36),
     "fc2": ("fc2 8x16 8 2x5x16", 160, 160 * 8),
-    "head": ("head 10x8 10 2x8", 16, 16 * 10),
+    "head": ("head 10x8 10 2x8", 2 * 10, 16 * 10),
     "patches": ("patches 8x3x4x4 8 2x3x8x8", 2 * 3 * 64, 8 * 48 * 2 * 4),
     "scores": ("scores 2x3x5x4 2x3x5x4", 240, 2 * 3 * 5 * 5 * 4),
     "values": ("values 2x3x5x5 2x3x5x4", 150 + 120, 2 * 3 * 5 * 5 * 4),

@@ -77,7 +77,7 @@ def test_a_calibration_of_the_first_schema_is_refused(run_dir: Path) -> None:
     path = run_dir / "calibration.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 1}))
     with pytest.raises(
-        ValueError, match=r"calibration\.json is no record of a known schema; this version reads schema 2"
+        ValueError, match=r"calibration\.json is no record of a known schema; this version reads schema 3"
     ):
         read_run(run_dir)
 
