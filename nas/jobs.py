@@ -79,6 +79,10 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends all workers; those that are still at work do not finish it."""
         for worker in self._idle:
             with suppress(OSError):  # one that has died hears nothing
                 worker.pipe.send(None)
