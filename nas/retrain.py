@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from bench.records import SCHEMA
 from bench.run_directory import write_json
 from models.spec import ViTSpec
 from models.vit import VisionTransformer
-from nas.checkpoint import save_weights
+from nas.checkpoint import load_ema, save_weights
 from nas.data import Dataset, load
+from nas.distributed import join
+from nas.evaluation import shared_accuracy
 from nas.losses import CrossEntropy, Distillation
 from nas.settings import TrainSettings
-from nas.training import OnEpoch, accuracy, train
+from nas.training import OnEpoch, OnUpdate, train
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +46,15 @@ def retrain(
     teacher: Path | nn.Module | None = None,
     token_weight: float | None = None,
     on_epoch: OnEpoch | None = None,
+    on_update: OnUpdate | None = None,
 ) -> Retrained:
     """Train `spec` from fresh weights; writes `spec.json`, `weights.safetensors`, `epochs.jsonl`, `retrained.json`.
 
     With `teacher`, a network or the folder that `train_teacher` wrote, by logit distillation (and token distillation at
-    `token_weight`). The weights are those of the last epoch: nothing is selected on the images that judge it. A call
-    with the same arguments continues a killed one. Raises ValueError where data and network do not fit.
+    `token_weight`). The weights are those of the last epoch: nothing is selected on the images that judge it. With
+    `settings.ema_decay` the averaged ones are judged as well (`ema_accuracy`) and kept in `ema.safetensors`. A call
+    with the same arguments continues a killed one. Under torchrun the first process writes. Raises ValueError where
+    data and network do not fit.
     """
     dataset = load(dataset, spec.image_px)
     _demand_fit(spec, dataset)
@@ -64,32 +70,33 @@ def retrain(
         seed,
         folder,
         on_epoch=on_epoch,
+        on_update=on_update,
         identity={
             "spec": spec.to_json(),
             "teacher": None if mentor is None else _fingerprint(mentor),
             "token_weight": token_weight,
         },
     )
-    save_weights(network, folder / "weights.safetensors")
-    test_accuracy = accuracy(network, dataset.test_images, dataset.test_labels)
-    result = Retrained(spec, test_accuracy, records[-1]["accuracy"], seed, folder)
-    write_json(folder / "spec.json", spec.to_json())
-    write_json(
-        folder / "retrained.json",
-        {
-            "schema": SCHEMA,
-            "record": "retrained",
-            "spec": spec.to_json(),
-            "accuracy": result.accuracy,
-            "val_accuracy": result.val_accuracy,
-            "test_images": len(dataset.test_labels),
-            "dataset": dataset.name,
-            "seed": seed,
-            "epochs": settings.total_epochs,
-            "distilled": mentor is not None,
-            "token_weight": token_weight,
-        },
-    )
+    accuracies = _judge(network, dataset, settings, folder)
+    result = Retrained(spec, accuracies["accuracy"], records[-1]["accuracy"], seed, folder)
+    record = {
+        "schema": SCHEMA,
+        "record": "retrained",
+        "spec": spec.to_json(),
+        **accuracies,
+        "val_accuracy": result.val_accuracy,
+        "test_images": len(dataset.test),
+        "dataset": dataset.name,
+        "seed": seed,
+        "epochs": settings.total_epochs,
+        "distilled": mentor is not None,
+        "token_weight": token_weight,
+    }
+    ranks = join()
+    if ranks.first:
+        write_json(folder / "spec.json", spec.to_json())
+        write_json(folder / "retrained.json", record)
+    ranks.wait()
     return result
 
 
@@ -128,6 +135,19 @@ def _fresh_network(spec: ViTSpec, settings: TrainSettings, seed: int) -> VisionT
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return VisionTransformer(spec, settings.attn_dropout, settings.drop_path)
+
+
+def _judge(network: VisionTransformer, dataset: Dataset, settings: TrainSettings, folder: Path) -> dict[str, float]:
+    """Keeps the weights, and the averaged ones where there are any, and judges each on the test images."""
+    ranks = join()
+    save_weights(network, folder / "weights.safetensors")
+    accuracies = {"accuracy": shared_accuracy(network, dataset, dataset.test, ranks)}
+    if settings.ema_decay:
+        averaged = copy.deepcopy(network)
+        load_ema(folder, averaged)
+        save_weights(averaged, folder / "ema.safetensors")
+        accuracies["ema_accuracy"] = shared_accuracy(averaged, dataset, dataset.test, ranks)
+    return accuracies
 
 
 def _fingerprint(network: nn.Module) -> str:

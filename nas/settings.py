@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
-from nas.data import Augmentation
+from nas.augmentation import Augmentation, Policy
+
+Precision = Literal["none", "bf16", "fp16"]
+OptimizerName = Literal["adamw", "sgd"]
+ScheduleName = Literal["cosine", "linear"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +25,31 @@ class Mixing:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainSettings:
-    """One training run: AdamW, cosine schedule with linear warm-up and a cool-down at `min_lr`.
+class PatchMixing:
+    """ViT-ResNAS's mixing (SwitchTokenMix): CutMix on the first half of a batch, Mixup on the second.
 
+    Each of `cells` x `cells` parts of an image has its own label; `cells` is the side of the network's last grid.
+    """
+
+    cells: int
+    mixup_alpha: float = 0.8
+    cutmix_alpha: float = 1.0
+    off_epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """One training run: optimiser, schedule with linear warm-up and a cool-down at `min_lr`, precision, checkpoints.
+
+    `batch` is that of one process and one pass; an update sees `batch * accumulate` images of each process.
     `attn_dropout` and `drop_path` go to the network that is built; their defaults are MPCViT's.
     `theta_lr` is the rate of the search logits (None: the same as the weights, as in the paper); `decay_theta` gives
     them the weight decay that the paper's code gives alpha, off by default because it outweighs the L1 term there.
+    `decay_embeddings` decays positions and class tokens, as MPCViT does and DeiT does not.
     `evaluate_every` counts epochs between validations; the last epoch is always validated.
+    `amp` is the precision of matrix products, `ema_decay` that of a second, averaged network; `unused_weights` is for
+    networks that leave weights out of a pass where several processes train. A checkpoint is written after every epoch
+    and, within one, every `checkpoint_every_s` seconds (None: never).
     Raises ValueError for a run that could not train.
     """
 
@@ -41,16 +65,28 @@ class TrainSettings:
     decay_theta: bool = False
     label_smoothing: float = 0.1
     clip_norm: float | None = None
-    augmentation: Augmentation | None = None
-    mixing: Mixing | None = None
+    augmentation: Augmentation | Policy | None = None
+    mixing: Mixing | PatchMixing | None = None
     attn_dropout: float = 0.1
     drop_path: float = 0.1
     evaluate_every: int = 1
+    optimizer: OptimizerName = "adamw"
+    momentum: float = 0.9
+    schedule: ScheduleName = "cosine"
+    decay_embeddings: bool = True
+    amp: Precision = "none"
+    compile: bool = False
+    channels_last: bool = False
+    accumulate: int = 1
+    ema_decay: float | None = None
+    unused_weights: bool = False
+    checkpoint_every_s: float | None = 600.0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch < 1 or self.evaluate_every < 1:
+        if self.epochs < 1 or self.batch < 1 or self.evaluate_every < 1 or self.accumulate < 1:
             raise ValueError(
-                f"epochs, batch and evaluate_every must be >= 1, got {self.epochs}, {self.batch}, {self.evaluate_every}"
+                "epochs, batch, evaluate_every and accumulate must be >= 1, got "
+                f"{self.epochs}, {self.batch}, {self.evaluate_every}, {self.accumulate}"
             )
         if not self.lr > 0 or not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(
@@ -60,11 +96,23 @@ class TrainSettings:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if self.mixing and self.batch % 2:
             raise ValueError(f"mixing pairs the images of a batch: batch must be even, got {self.batch}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in (0, 1), such as 0.9999, got {self.ema_decay}")
+        _demand_known("optimizer", self.optimizer, get_args(OptimizerName))
+        _demand_known("schedule", self.schedule, get_args(ScheduleName))
+        _demand_known("amp", self.amp, get_args(Precision))
 
     @property
     def total_epochs(self) -> int:
         """Epochs that run, cool-down included."""
         return self.epochs + self.cooldown_epochs
+
+
+def _demand_known(field: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        nearest = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise ValueError(f"unknown {field} {name!r}{hint} Known: {', '.join(known)}")
 
 
 # The demo's values, for `mpcvit:vit_4_4_32_demo` on the digits. Seconds are of one core of a 2-core test machine. What

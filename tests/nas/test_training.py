@@ -173,6 +173,11 @@ def test_every_term_is_recorded_and_they_add_up(tiny_spec: ViTSpec, tiny_data: D
         ({"lr": 0.0}, "lr > 0"),
         ({"warmup_epochs": 3}, "warmup"),
         ({"label_smoothing": 1}, "smooth"),
+        ({"accumulate": 0}, "accumulate"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"optimizer": "adam"}, "unknown optimizer 'adam'; did you mean adamw"),
+        ({"schedule": "step"}, "Known: cosine, linear"),
+        ({"amp": "float16"}, "Known: none, bf16, fp16"),
     ],
 )
 def test_settings_that_cannot_train_are_refused(change: dict[str, Any], message: str) -> None:
