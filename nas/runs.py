@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ from nas.data import Dataset, load
 from nas.jobs import Job, run_jobs
 from nas.objectives import L1, Latency, Objective
 from nas.retrain import retrain, train_teacher
-from nas.scalars import tensorboard_writer
 from nas.search_mpcvit import SearchResult, search, zero_shot_accuracy
 from nas.settings import DEMO_L1_WEIGHT, DEMO_LATENCY_WEIGHT, DEMO_RETRAIN, DEMO_SEARCH, TrainSettings
+from nas.tracking import Tracker
 
 Record = dict[str, Any]
 
@@ -140,13 +141,13 @@ def search_on_link(
     asked = {key: value for key, value in asdict(request).items() if key not in ("ratios", "budget")}
     run = RunDirectory.start(out, "search mpcvit", {**asked, **scheme.to_json()}, (request.seed,))
     settings = _lasting(DEMO_SEARCH, request.epochs)
-    curves = tensorboard_writer(run.path / "tensorboard")
+    folder, objective = run.path / "search", _objective(request, latency)
 
     def heard(record: Record) -> None:
-        curves(record)
         on_epoch(record, settings.total_epochs)
 
-    result = search(spec, dataset, _objective(request, latency), settings, request.seed, run.path / "search", heard)
+    with Tracker(folder, manifest=run.manifest, on_epoch=heard) as tracker:
+        result = search(spec, dataset, objective, settings, request.seed, folder, tracker.on_epoch)
     run.write_records("search", result.records)
     keep = request.kinds[0]
     choices = {f"{ratio:g}": binarise(result.p_LHK, request.kinds, ratio, keep=keep) for ratio in request.ratios}
@@ -208,7 +209,7 @@ def retrain_front(
     if distil:
         teacher = run.path / "train" / "teacher"
         given = {**shared, "spec": next(iter(specs.values())), "folder": teacher}
-        run_jobs([Job("teacher", train_teacher, given)], 1, heard)
+        _run_tracked([Job("teacher", train_teacher, given)], run, heard)
     jobs = [
         Job(
             name,
@@ -223,8 +224,22 @@ def retrain_front(
         )
         for name, spec in specs.items()
     ]
-    trained = run_jobs(jobs, min(usable_cores(), len(jobs)), heard)
+    trained = _run_tracked(jobs, run, heard)
     return [
         {"name": job.name, "accuracy": result.accuracy, "folder": str(result.folder)}
         for job, result in zip(jobs, trained, strict=True)
     ]
+
+
+def _run_tracked(jobs: Sequence[Job], run: RunDirectory, on_epoch: Callable[[Job, Record], None]) -> list[Any]:
+    """The results of trainings on all cores, each drawn in its folder as it goes."""
+    with ExitStack() as stack:
+        trackers = {
+            job.name: stack.enter_context(Tracker(job.arguments["folder"], manifest=run.manifest)) for job in jobs
+        }
+
+        def heard(job: Job, record: Record) -> None:
+            trackers[job.name].on_epoch(record)
+            on_epoch(job, record)
+
+        return run_jobs(jobs, min(usable_cores(), len(jobs)), heard)
