@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.spec import BlockSpec, ViTSpec
-from nas.data import Dataset
+from nas.data import Dataset, ResidentPart
 
 
 @pytest.fixture
@@ -20,9 +20,9 @@ def tiny_data() -> Dataset:
     """24 training images of 8 px in 3 classes that differ in brightness."""
     generator = torch.Generator().manual_seed(0)
 
-    def part(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def part(count: int) -> ResidentPart:
         labels = torch.arange(count) % 3
         images = torch.randn(count, 3, 8, 8, generator=generator) * 0.3 + (labels - 1.0).view(-1, 1, 1, 1)
-        return images, labels
+        return ResidentPart(images, labels)
 
-    return Dataset("tiny", *part(24), *part(6), *part(9), ("a", "b", "c"), (0.0,) * 3, (1.0,) * 3)
+    return Dataset("tiny", part(24), part(6), part(9), ("a", "b", "c"), (0.0,) * 3, (1.0,) * 3, 8)

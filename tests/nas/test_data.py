@@ -2,18 +2,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from sklearn.datasets import load_digits
 
-from nas.data import Augmentation, digits, image_folder, load, stratified_split
+from nas.data import Dataset, FilesPart, ResidentPart, load
 
 
 def test_digits_are_1200_237_360_normalised_images_of_32_px() -> None:
-    data = digits()
-    assert [len(part) for part in (data.train_labels, data.val_labels, data.test_labels)] == [1200, 237, 360]
+    data = load("digits")
+    assert [len(part) for part in (data.train, data.val, data.test)] == [1200, 237, 360]
     assert data.train_images.shape == (1200, 3, 32, 32)
     assert (data.classes, data.image_px) == (10, 32)
     torch.testing.assert_close(data.train_images.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
@@ -21,12 +19,12 @@ def test_digits_are_1200_237_360_normalised_images_of_32_px() -> None:
 
 
 def test_digits_come_in_the_size_that_is_asked_for() -> None:
-    assert load("digits", 16).image_px == 16
+    assert load("digits", 16).image_px == load("digits", 16).train_images.shape[-1] == 16
     assert load("digits").image_px == 32
 
 
 def test_digits_parts_hold_every_image_once() -> None:
-    data = digits()
+    data = load("digits")
     parts = torch.cat([data.train_images, data.val_images, data.test_images])
     grey = parts[:, 0] * data.std[0] + data.mean[0]
     blocks = grey.view(-1, 8, 4, 8, 4).mean(dim=(2, 4))  # sorted block means name an image
@@ -40,95 +38,59 @@ def test_digits_parts_hold_every_image_once() -> None:
 
 
 def test_digits_parts_are_stratified() -> None:
-    data = digits()
+    data = load("digits")
     share = torch.bincount(torch.tensor(load_digits().target)).double() / 1797
     for labels in (data.train_labels, data.val_labels, data.test_labels):
         assert (torch.bincount(labels, minlength=10) - share * len(labels)).abs().max() <= 1.5
 
 
-def test_a_split_is_disjoint_whole_and_always_the_same() -> None:
-    labels = torch.arange(100) % 4
-    stay, out = stratified_split(labels, 20)
-    assert sorted(torch.cat([stay, out]).tolist()) == list(range(100))
-    assert torch.bincount(labels[out]).tolist() == [5, 5, 5, 5]
-    assert all(torch.equal(a, b) for a, b in zip((stay, out), stratified_split(labels, 20), strict=True))
+def test_bytes_and_levels_are_normalised_alike() -> None:
+    levels = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
+    part = ResidentPart(levels, torch.arange(4) % 2)
+    data = Dataset("x", part, part, part, ("a", "b"), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 8)
+    expected = (levels[:, 2] / 255 - 0.3) / 0.6
+    torch.testing.assert_close(data.normalise(levels)[:, 2], expected)
+    torch.testing.assert_close(data.normalise(levels / 255), data.normalise(levels))
+    assert data.val_images is data.val_images  # made once
 
 
-def test_an_augmentation_of_nothing_is_the_identity() -> None:
-    images = torch.rand(3, 3, 8, 8)
-    torch.testing.assert_close(Augmentation(0, 0, 0)(images), images)
+def test_images_on_disk_are_not_one_tensor() -> None:
+    part = FilesPart(("a.png",), torch.zeros(1, dtype=torch.int64))
+    data = Dataset("large", part, part, part, ("a",), (0.5,) * 3, (0.5,) * 3, 8)
+    with pytest.raises(ValueError, match="large is too large"):
+        _ = data.train_images
 
 
-def test_an_augmentation_moves_by_at_most_its_shift() -> None:
-    images = torch.zeros(64, 1, 16, 16)
-    images[:, :, 8, 8] = 1
-    moved = Augmentation(shift_px=2, rotate_degrees=0, zoom=0)(images)
-    assert not torch.equal(moved, images)
-    rows = (moved.sum(dim=(1, 3)) * torch.arange(16)).sum(-1)
-    assert float((rows - 8).abs().max()) <= 2.0001
-    assert float((rows - 8).abs().max()) > 1
+@pytest.mark.parametrize(("count", "labels"), [(3, [0, 1]), (0, []), (2, [0, 2]), (2, [-1, 0])])
+def test_labels_that_do_not_fit_are_refused(count: int, labels: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"3 images and 2 labels|no images|labels of train are (0\.\.2|-1\.\.0)"):
+        part = ResidentPart(torch.zeros(count, 3, 2, 2), torch.tensor(labels, dtype=torch.int64))
+        Dataset("x", part, part, part, ("a", "b"), (0.0,), (1.0,), 2)
 
 
-def test_a_flip_mirrors_left_and_right_only() -> None:
-    torch.manual_seed(0)
-    images = torch.rand(20, 1, 4, 4)
-    flipped = Augmentation(0, 0, 0, flip=True)(images)
-    mirrored = [torch.allclose(a, b.flip(-1), atol=1e-5) for a, b in zip(flipped, images, strict=True)]
-    same = [torch.allclose(a, b, atol=1e-5) for a, b in zip(flipped, images, strict=True)]
-    assert all(m or s for m, s in zip(mirrored, same, strict=True))
-    assert any(mirrored)
-    assert any(same)
+@pytest.mark.parametrize("name", ["digit", "cifar10", "digits:here", "cifr10:x", "folder:"])
+def test_an_unknown_data_set_names_the_nearest_form(name: str) -> None:
+    with pytest.raises(ValueError, match=r"did you mean (digits|cifar10:PATH|folder:PATH)\? Known: digits, synthetic"):
+        load(name)
 
 
-def _tree(root: Path, classes: dict[str, dict[str, int]]) -> Path:
-    rng = np.random.default_rng(0)
-    for part, counts in classes.items():
-        for name, count in counts.items():
-            folder = root / part / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                Image.fromarray(rng.integers(0, 255, (10, 10, 3), dtype=np.uint8)).save(folder / f"{index}.png")
-    return root
+def test_a_data_set_is_itself(tiny_data: Dataset) -> None:
+    assert load(tiny_data) is tiny_data
 
 
-def test_a_tree_of_class_folders_is_read_resized_and_split(tmp_path: Path) -> None:
-    data = load(
-        f"folder:{_tree(tmp_path, {'train': {'cat': 20, 'dog': 20}, 'test': {'cat': 3, 'dog': 3}})}", image_px=16
-    )
-    assert data.class_names == ("cat", "dog")
-    assert data.train_images.shape == (36, 3, 16, 16)
-    assert sorted(data.val_labels.tolist()) == [0, 0, 1, 1]
-    assert data.test_labels.tolist() == [0, 0, 0, 1, 1, 1]
+def test_data_with_parts_of_their_own_take_no_split(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="validation images of its own"):
+        load("digits?val=25")
+    with pytest.raises(ValueError, match="validation images of its own"):
+        load("synthetic", split=tmp_path / "split.json")
+    with pytest.raises(ValueError, match=r"want \?val=25"):
+        load("folder:x?val=some")
 
 
-def test_an_own_validation_folder_is_used(tmp_path: Path) -> None:
-    parts = {"train": {"cat": 4, "dog": 4}, "val": {"cat": 1, "dog": 1}, "test": {"cat": 2, "dog": 2}}
-    data = image_folder(_tree(tmp_path, parts), image_px=10)
-    assert (len(data.train_labels), len(data.val_labels), len(data.test_labels)) == (8, 2, 4)
-
-
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ({}, r"train is not a folder of class folders; expected .*<class>"),
-        ({"train": {"cat": 2}}, r"test is not a folder of class folders"),
-        ({"train": {"cat": 2}, "test": {"dog": 2}}, r"other classes than .*cat, dog"),
-        ({"train": {"cat": 2, "dog": 0}, "test": {"cat": 2, "dog": 1}}, r"train: .*dog"),
-    ],
-)
-def test_a_wrong_tree_says_what_was_expected(tmp_path: Path, parts: dict[str, dict[str, int]], message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        image_folder(_tree(tmp_path, parts))
-    assert "\n" not in str(caught.value)
-
-
-def test_a_broken_image_is_named(tmp_path: Path) -> None:
-    root = _tree(tmp_path, {"train": {"cat": 2}, "test": {"cat": 1}})
-    (root / "train" / "cat" / "1.png").write_bytes(b"not an image")
-    with pytest.raises(ValueError, match=r"1\.png cannot be read as an image"):
-        image_folder(root)
-
-
-def test_an_unknown_data_set_names_the_nearest() -> None:
-    with pytest.raises(ValueError, match="did you mean digits"):
-        load("digit")
+def test_synthetic_images_are_the_same_each_time_and_tell_their_class() -> None:
+    data = load("synthetic", 16)
+    assert torch.equal(data.train_images, load("synthetic", 16).train_images)
+    assert [len(part) for part in (data.train, data.val, data.test)] == [2000, 500, 500]
+    centres = torch.stack([data.train_images[data.train_labels == label].mean(0) for label in range(10)])
+    nearest = torch.cdist(data.test_images.flatten(1), centres.flatten(1)).argmin(1)
+    assert float((nearest == data.test_labels).float().mean()) > 0.8
