@@ -387,6 +387,7 @@ import verbs_breakdown  # noqa: E402, F401
 import verbs_calibrate  # noqa: E402, F401
 import verbs_links  # noqa: E402, F401
 import verbs_map  # noqa: E402, F401
+import verbs_recipes  # noqa: E402, F401
 import verbs_replay  # noqa: E402, F401
 import verbs_search  # noqa: E402, F401
 

@@ -1,4 +1,4 @@
-"""ViTAS's networks: their text form, those that are published, and the count that its tables give.
+"""ViTAS's networks: their text form, those with a name, and the count that its tables give.
 
 `16/230;3,432,720;...` is patch and width of the stream, then heads, width of queries, keys and values together, and
 MLP width of every block. The retrained networks are standard pre-norm transformers with a bias in qkv. Unlike the
@@ -15,9 +15,13 @@ _FORM = "PATCH/WIDTH;HEADS,QKV,MLP;HEADS,QKV,MLP;..., such as 16/230;3,432,720;3
 # Names of what the original tabulates without saying how the network is built.
 UNPUBLISHED = ("vitas_b", "vitas_e", "vitas_f")
 
+# Published networks, and the largest ones of the search spaces: 16 slots or 12 blocks up to 1.6 G, 13 blocks to 4.9 G.
 DEFINITIONS = {
     "vitas_a": "16/154;12,288,1008;16,720,576;6,288,1296;16,1008,720;16,1152,1008;16,864,1152;16,1440,1296",
     "vitas_c": "16/230" + ";3,432,720" * 12,
+    "space_16_slots": "16/384" + ";16,1440,1440" * 16,
+    "space_12_blocks": "16/384" + ";16,1440,1440" * 12,
+    "space_13_wide_blocks": "16/768" + ";16,2880,2880" * 13,
 }
 
 

@@ -87,7 +87,10 @@ def test_deit_names_are_timms() -> None:
         ("timm:resnet18?img_sise=64", r"timm does not build resnet18 with"),
         ("deit:resnet18", r"unknown deit network"),
         ("vitas:vitas_d", r"unknown ViTAS network 'vitas_d'; did you mean vitas_"),
-        ("vitas:vitas_b", r"vitas_b is tabulated in ViTAS's paper without its definition; vitas_a, vitas_c have one"),
+        (
+            "vitas:vitas_b",
+            r"vitas_b is tabulated in ViTAS's paper without its definition; vitas_a and vitas_c have one",
+        ),
         ("vitas:vitas_c?class_tokens=2", r"unknown option 'class_tokens'"),
         ("resnas:vit_resnas_small", r"did you mean vit_resnas_tiny\?"),
         ("resnas:((4, 176),)", r"begins with an embedding \(0, 4 or 5\) and ends with a head"),
