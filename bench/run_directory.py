@@ -80,12 +80,7 @@ class RunDirectory:
 
     def write_records(self, name: str, records: Iterable[Mapping[str, Any]]) -> Path:
         """NAME.jsonl holds exactly these records, whole or not at all: a repeated step leaves no doubles."""
-        rows = [plain({"schema": SCHEMA, **record}, name) for record in records]
-        path = self.path / f"{name}.jsonl"
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n" for row in rows))
-        partial.replace(path)
-        return path
+        return write_rows(self.path / f"{name}.jsonl", records)
 
     def records(self, name: str, kind: str | None = None) -> list[Record]:
         """The records of NAME.jsonl, in order; none where the file does not exist yet."""
@@ -114,7 +109,7 @@ class RunDirectory:
     def _note_resume(self, environment: Record) -> None:
         """Adds `environment` to the manifest where it differs from the one that the run last had."""
         last = (self.manifest["resumed"] or [self.manifest])[-1]
-        differing = [key for key in environment if environment[key] != last.get(key)]
+        differing = [key for key in environment if key in last and environment[key] != last[key]]
         if not differing:
             return
         warnings.warn(f"{self.path} is resumed under a different {' and '.join(differing)}", stacklevel=3)
@@ -126,6 +121,12 @@ def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 2)
     """Stores `value` at `path` whole or not at all, creating its folder; refuses NaN and infinity (ValueError)."""
     value = plain(value, Path(path).stem)
     return write_whole(path, json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_rows(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> Path:
+    """`path` holds exactly these records as JSON Lines, whole or not at all."""
+    rows = [plain({"schema": SCHEMA, **record}, Path(path).stem) for record in records]
+    return write_whole(path, "".join(json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n" for row in rows))
 
 
 def write_whole(path: str | os.PathLike[str], text: str) -> Path:
@@ -176,7 +177,18 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def _environment() -> Record:
-    return {"versions": versions(), "commit": commit(), "machine": this_machine().to_json()}
+    return {"versions": versions(), "commit": commit(), "machine": this_machine().to_json(), "device": device()}
+
+
+def device() -> Record:
+    """Where a training of this process computes: cpu or cuda, the names of the GPUs, CUDA's version and cuDNN's."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"type": "cpu", "gpus": [], "cuda": None, "cudnn": None}
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return {"type": "cuda", "gpus": gpus, "cuda": torch.version.cuda, "cudnn": cudnn}
 
 
 def _refuse_other(path: Path, manifest: Record, asked: Record) -> None:

@@ -29,6 +29,8 @@ def test_the_manifest_names_what_the_run_depends_on(tmp_path: Path) -> None:
     assert manifest["machine"]["cores"] >= 1
     assert manifest["machine"]["torch_threads"] >= 1
     assert "commit" in manifest
+    assert manifest["device"]["type"] in ("cpu", "cuda")
+    assert (manifest["device"]["type"] == "cuda") == bool(manifest["device"]["gpus"])
 
 
 def test_a_step_is_computed_once_and_returned_alike(tmp_path: Path) -> None:
@@ -71,6 +73,13 @@ def test_resuming_elsewhere_is_noted_once(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.warns(UserWarning, match="different versions"):
         start(tmp_path)
     assert [note["versions"] for note in start(tmp_path).manifest["resumed"]] == [{"torch": "9"}]
+
+
+def test_a_manifest_of_an_earlier_version_is_resumed_without_a_warning(tmp_path: Path) -> None:
+    manifest = dict(start(tmp_path).manifest)
+    del manifest["device"]  # which earlier versions did not note
+    write_json(tmp_path / "run" / "manifest.json", manifest)
+    assert start(tmp_path).manifest == manifest
 
 
 def test_a_write_that_is_interrupted_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
