@@ -37,7 +37,7 @@ progress_console = Console(stderr=True)
 
 # Options that several verbs share. Their choices are checked by Scheme and Roles, which name the known ones;
 # `wrong_usage` gives a wrong choice the exit code 2.
-Model = Annotated[str, typer.Argument(help="mpcvit:NAME, deit:NAME, timm:NAME?arg=value or spec:PATH")]
+Model = Annotated[str, typer.Argument(help="mpcvit:, vitas:, resnas: or deit:NAME, timm:NAME?arg=value or spec:PATH")]
 Networks = Annotated[
     list[str] | None, typer.Option("--network", help="a profile, or bandwidth/round trip: 400mbit/40ms; repeatable")
 ]

@@ -116,7 +116,7 @@ def train_recipe(
     """Train or search as a recipe says, from fresh weights, on this machine or under torchrun.
 
     Networks go to OUT/train/RECIPE, those that a search finds to OUT/front. On fewer processes than the recipe's, each
-    gathers more batches for an update. A recipe whose expected result is published was run for all of its epochs.
+    gathers more batches for an update. With fewer --epochs, the recipe's expected result is not to be expected.
     """
     from nas.distributed import join
     from nas.recipe import recipe_named
