@@ -23,7 +23,6 @@ class TrainingBar:
         self._task = self._progress.add_task(description, total=None, figures="")
 
     def __enter__(self) -> Self:
-        self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -31,6 +30,7 @@ class TrainingBar:
 
     def on_update(self, report: Record) -> None:
         """Shows a report of the training loop (see `nas.pace.Pace`)."""
+        self._progress.start()  # not before: under torchrun only the first process hears reports
         done = report["epoch"] * report["batches"] + report["batch"]
         figures = (
             f"epoch {report['epoch'] + 1} of {report['epochs']}",
