@@ -149,8 +149,11 @@ def resized_crop(images: Tensor, box_B4: Tensor, image_px: int, bicubic_B: Tenso
     top, left, height, width = box_B4.unbind(1)
     across = _resize_weights(left, width, images.shape[3], image_px, bicubic_B)
     down = _resize_weights(top, height, images.shape[2], image_px, bicubic_B)
-    levels = _to_bytes(images.float() @ across.transpose(1, 2).unsqueeze(1))
-    return _to_bytes(down.unsqueeze(1) @ levels).to(torch.uint8)
+    count, channels, rows, columns = images.shape
+    levels = _to_bytes(images.float().view(count, -1, columns).bmm(across.transpose(1, 2)))
+    turned = levels.view(count, channels, rows, image_px).transpose(2, 3).reshape(count, -1, rows)
+    turned = _to_bytes(turned.bmm(down.transpose(1, 2))).to(torch.uint8)
+    return turned.view(count, channels, image_px, image_px).transpose(2, 3).contiguous()
 
 
 def _to_bytes(levels: Tensor) -> Tensor:
