@@ -168,23 +168,9 @@ def _plain_loop(course: Course, dataset: Dataset, network: nn.Module) -> Callabl
 
 
 def _plain_batches(course: Course, dataset: Dataset, device: torch.device) -> Any:
-    from timm.data.transforms_factory import create_transform
-
-    policy = course.policy or Policy(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
-    transform = create_transform(
-        course.image_px,
-        is_training=True,
-        scale=policy.crop_scale,
-        ratio=policy.crop_ratio,
-        hflip=policy.flip,
-        color_jitter=policy.jitter or None,  # type: ignore[arg-type]
-        auto_augment=policy.rand_augment,
-        interpolation=policy.interpolation,
-        mean=dataset.mean,
-        std=dataset.std,
-        re_prob=policy.erase_probability,
-        re_mode=policy.erase_mode,
-    )
+    """timm's transforms, picture by picture; `Policy.transform` only repairs a step that Pillow 13 refuses."""
+    policy = course.policy or Policy(crop_scale=None, flip=0.0)
+    transform = policy.transform(course.image_px, dataset.mean, dataset.std)
     return torch.utils.data.DataLoader(
         _Pictures(dataset.train, transform),
         batch_size=course.batch,
