@@ -147,18 +147,3 @@ DEMO_LATENCY_WEIGHT = 0.05
 # The pull of DEMO_LATENCY_WEIGHT on each of the demo's 16 heads where rounds are free: 0.05 / 16. The paper's 1e-5 is
 # for 300 epochs with a decaying alpha, and would do nothing in 7.
 DEMO_L1_WEIGHT = DEMO_LATENCY_WEIGHT / 16
-
-# The paper's schedule and augmentation strength for CIFAR-10 (specs: A1.9), without RandAugment and random erasing.
-PAPER_CIFAR10 = TrainSettings(
-    epochs=300,
-    cooldown_epochs=10,
-    batch=128,
-    lr=5.5e-4,
-    min_lr=1e-5,
-    warmup_epochs=10,
-    warmup_lr=1e-5,
-    weight_decay=0.06,
-    label_smoothing=0.1,
-    augmentation=Augmentation(shift_px=3, rotate_degrees=0, zoom=0.1, flip=True),
-    mixing=Mixing(mixup_alpha=0.8, cutmix_alpha=1.0, switch_probability=0.5, probability=1.0, off_epoch=175),
-)

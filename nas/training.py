@@ -57,7 +57,8 @@ def train(
 
     With `folder`, each epoch ends with a checkpoint and a row of `epochs.jsonl` there (a record called `kind`), and a
     call with the same arguments continues after the last checkpoint, which may be within an epoch. The weights of the
-    best validation are in `best.safetensors`, the averaged ones of theirs in `best_ema.safetensors`. SIGTERM, which is
+    best validation are in `best.safetensors`, the averaged ones of theirs in `best_ema.safetensors`; which
+    images validate, where they were held out of the training images, in `split.json`. SIGTERM, which is
     heeded with `folder` only, saves and raises SystemExit(143).
     `describe(model)` adds to the record at the end of an epoch; `on_epoch` hears each new record when it is on disk,
     `on_update` a report every second (see `Pace`). Of several processes, the first calls them and writes. `identity`
@@ -75,6 +76,8 @@ def train(
             "processes": ranks.world,
             **(identity or {}),
         }
+        if folder and ranks.first and dataset.split:
+            dataset.split.keep(folder / "split.json")
         keeper = _Keeper(folder, engine, run, settings.checkpoint_every_s, ranks, asked_to_stop)
         progress = keeper.resumed()
         pace = Pace(on_update, engine, settings.total_epochs, ranks.world) if on_update and ranks.first else None

@@ -16,6 +16,7 @@ from models.vit import VisionTransformer
 from nas.data import Augmentation, Dataset
 from nas.losses import CrossEntropy
 from nas.settings import Mixing, TrainSettings
+from nas.splits import draw_split, read_split
 from nas.training import accuracy, make_optimizer, train
 
 SETTINGS = TrainSettings(epochs=3, batch=8, lr=1e-2, warmup_epochs=1, augmentation=Augmentation(1, 5, 0.1))
@@ -183,3 +184,14 @@ def test_every_term_is_recorded_and_they_add_up(tiny_spec: ViTSpec, tiny_data: D
 def test_settings_that_cannot_train_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(SETTINGS, **change)
+
+
+def test_the_images_that_validate_are_kept_and_must_stay_the_same(
+    tiny_spec: ViTSpec, tiny_data: Dataset, tmp_path: Path
+) -> None:
+    split, other = (draw_split(torch.arange(20) % 4, count) for count in (2, 3))
+    settings = replace(SETTINGS, epochs=1, warmup_epochs=0)
+    train(_network(tiny_spec), replace(tiny_data, split=split), CrossEntropy(), settings, 7, tmp_path)
+    assert read_split(tmp_path / "split.json") == split
+    with pytest.raises(ValueError, match=r"split\.json holds another split"):
+        train(_network(tiny_spec), replace(tiny_data, split=other), CrossEntropy(), settings, 7, tmp_path)
