@@ -182,7 +182,7 @@ def test_links_are_fitted_before_the_model_is_frozen_and_tested_after(
 
     monkeypatch.setattr(calibrating, "why_no_links", lambda _: reason)
     monkeypatch.setattr(calibrating, "with_links", fitted)
-    monkeypatch.setattr(calibrating, "test_links", tested)
+    monkeypatch.setattr(calibrating, "compare_on_links", tested)
     plan, test = replace(PLAN, passes=1), EvaluationPlan((), (LAYER,), (), passes=1, links=2, link_repeats=7)
     calibrating.calibrate(tuned_parties, plan, test, on_frozen=frozen, links=True)
     if reason:
