@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from cli import Functions, JsonOnly, SchemeName, Transport, app, finish, link_of, scheme_of, show
+from cli import Functions, JsonOnly, SchemeName, Transport, app, finish, link_of, progress_console, scheme_of, show
 from verbs import Data, Seed, kinds_of, progress_bar, rows_of
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def search_mpcvit(
     where none meets it. Under l1 the front is run on loopback.
     """
     from nas.runs import SearchRequest, parse_budget, search_on_link
+    from nas.training_bar import TrainingBar
 
     chosen = scheme_of({"scheme": scheme, "functions": functions, "transport": transport})
     shares = tuple(float(ratio) for ratio in ratios.split(","))
@@ -62,10 +63,8 @@ def search_mpcvit(
         link_of(network)
     link = network or (parse_budget(budget)[1] if budget else "cheetah-wan")
     request = SearchRequest(model, data, link, tuple(kinds_of(kinds)), shares, budget, weight, epochs, seed)
-    with progress_bar() as progress:
-        task = progress.add_task("searching", total=None)
-        on_epoch = lambda record, total: progress.update(task, completed=record["epoch"] + 1, total=total)  # noqa: E731
-        searched = search_on_link(out, request, chosen, on_epoch)
+    with TrainingBar(progress_console, "searching") as bar:
+        searched = search_on_link(out, request, chosen, bar.on_epoch, bar.on_update)
     found = {**searched.to_json(), "budget_met": None}
     settled = _measured(searched, found["front"], repeats) if measure else None
     if settled is not None:

@@ -27,7 +27,7 @@ from cost_models.calibration import load_default
 from cost_models.latency_term import MixtureLatency
 from cost_models.linear import CostModel
 from cost_models.replay import replay
-from models.vit import VisionTransformer
+from models.architecture import Network
 from mpc.elapsed import together_s
 from mpc.network import LOOPBACK, NetworkProfile
 from mpc.parties import Parties
@@ -59,7 +59,7 @@ def _link_s(run: SecureRun, network: NetworkProfile) -> float:
 def candidate_record(
     parties: Parties,
     name: str,
-    network: VisionTransformer,
+    network: Network,
     found: Mapping[str, Any],
     images: Tensor,
     labels: Tensor,

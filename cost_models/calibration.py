@@ -153,7 +153,7 @@ class Effort:
 # CrypTen's protocols over gloo take ten times as long as the tuned ones, so that they run less often.
 CALIBRATIONS: Mapping[str, Effort] = {
     "crypten": Effort(cases=12, layers=0, networks=10, passes=9),
-    "tuned": Effort(cases=12, layers=0, networks=10, passes=21),
+    "tuned": Effort(cases=12, layers=0, networks=10, passes=32),
 }
 EVALUATIONS: Mapping[str, Effort] = {
     "quick": Effort(cases=3, layers=6, networks=6, passes=5, links=3, link_repeats=3),

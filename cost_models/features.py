@@ -91,6 +91,11 @@ def largest_message_bytes(operation: Operation, scheme: Scheme) -> int:
 
 
 def model_key(operation: Operation) -> str:
-    """The operations that are fitted together: of one row, with second operands that the same parties can see."""
+    """The operations that are fitted together: of one row, with second operands that the same parties can see.
+
+    Matrix products of all pairs of rows, such as attention's scores, are apart: their second operand is transposed,
+    and its elements lie scattered.
+    """
     seen = "+".join(sorted({operand.visibility for operand in operation.operands[1:2]}))
-    return f"{operation.op} {seen}".strip()
+    pairs = operation.op == "matmul" and operation.output[-2:-1] == operation.output[-1:]
+    return f"{operation.op} {seen}{' of pairs' if pairs else ''}".strip()

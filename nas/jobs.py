@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -62,6 +62,34 @@ def run_jobs(
     return [results[index] for index in range(len(jobs))]
 
 
+def settled(
+    names: Sequence[str],
+    attempts: int,
+    has_room: Callable[[], bool],
+    hand_out: Callable[[int], None],
+    answers: Callable[[], Iterable[tuple[int, str, Any]]],
+) -> Generator[tuple[int, Any], None, None]:
+    """The number and the result of every job of `names`, as they come; of one that failed, a JobError instead.
+
+    `hand_out` starts a job where `has_room`; `answers` waits, and gives for jobs that have ended their number, `done`,
+    `failed` or `died`, and the result or what went wrong. A job that died is handed out again until `attempts` were
+    made.
+    """
+    waiting, running = list(range(len(names)))[::-1], 0
+    attempts_left = [attempts] * len(names)
+    while waiting or running:
+        while waiting and has_room():
+            hand_out(waiting.pop())
+            running += 1
+        for index, what, value in answers():
+            running -= 1
+            attempts_left[index] -= what == "died"
+            if what == "died" and attempts_left[index]:
+                waiting.append(index)
+                continue
+            yield index, value if what == "done" else JobError(f"{names[index]}{value}")
+
+
 class Workers:
     """Up to `count` spawned processes, started as jobs need them and kept for later ones until the `with` block ends.
 
@@ -98,31 +126,32 @@ class Workers:
         A job whose worker dies is given to another one until `attempts` were made. Close the iterator to end the jobs
         that still run, and their workers.
         """
-        waiting = list(range(len(jobs)))[::-1]
-        attempts_left = [attempts] * len(jobs)
         try:
-            while waiting or self._busy:
-                while waiting and (self._idle or len(self._busy) < self._count):
-                    self._hand_out(jobs[waiting[-1]], waiting[-1])
-                    waiting.pop()
-                for pipe in _ready(self._busy):
-                    worker, index = self._busy[pipe]
-                    what, value = _receive(worker)
-                    if what == "epoch":
-                        if on_epoch:
-                            on_epoch(jobs[index], value)
-                        continue
-                    del self._busy[pipe]
-                    if what == "died":
-                        attempts_left[index] -= 1
-                        if attempts_left[index]:
-                            waiting.append(index)
-                            continue
-                    else:
-                        self._idle.append(worker)
-                    yield index, value if what == "done" else JobError(f"{jobs[index].name}{value}")
+            yield from settled(
+                [job.name for job in jobs],
+                attempts,
+                lambda: bool(self._idle) or len(self._busy) < self._count,
+                lambda index: self._hand_out(jobs[index], index),
+                lambda: self._answers(jobs, on_epoch),
+            )
         finally:
             self._end_busy()
+
+    def _answers(
+        self, jobs: Sequence[Job], on_epoch: Callable[[Job, dict[str, Any]], None] | None
+    ) -> Iterator[tuple[int, str, Any]]:
+        """What workers that have come to an end say now; epochs are passed on."""
+        for pipe in _ready(self._busy):
+            worker, index = self._busy[pipe]
+            what, value = _receive(worker)
+            if what == "epoch":
+                if on_epoch:
+                    on_epoch(jobs[index], value)
+                continue
+            del self._busy[pipe]
+            if what != "died":
+                self._idle.append(worker)
+            yield index, what, value
 
     def _hand_out(self, job: Job, index: int) -> None:
         """Gives `job` to an idle worker, or to a new one where there is none that lives."""

@@ -6,14 +6,14 @@ import importlib
 import math
 import os
 import traceback
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from safetensors.torch import load
 
-from nas.jobs import JobError, use_one_thread
+from nas.jobs import settled, use_one_thread
 from nas.pool import ATTEMPTS, SharedWeights, Task, file_digest
 
 
@@ -62,26 +62,25 @@ class RayPool:
 
     def outcomes(self, tasks: Sequence[Task]) -> Generator[tuple[int, Any], None, None]:
         """As `Pool.outcomes` says."""
-        waiting = list(range(len(tasks)))[::-1]
-        attempts_left = [ATTEMPTS] * len(tasks)
         running: dict[Any, tuple[Any, int]] = {}
+
+        def hand_out(index: int) -> None:
+            actor = self._idle.pop() if self._idle else self._actor.remote(self._weights)
+            running[actor.evaluate.remote(tasks[index])] = (actor, index)
+
+        def answers() -> Iterator[tuple[int, str, Any]]:
+            (finished,), _ = self._ray.wait(list(running))
+            actor, index = running.pop(finished)
+            what, value = self._received(finished)
+            if what != "died":
+                self._idle.append(actor)
+            yield index, what, value
+
+        def has_room() -> bool:
+            return bool(self._idle) or len(running) < self._workers
+
         try:
-            while waiting or running:
-                while waiting and (self._idle or len(running) < self._workers):
-                    index = waiting.pop()
-                    actor = self._idle.pop() if self._idle else self._actor.remote(self._weights)
-                    running[actor.evaluate.remote(tasks[index])] = (actor, index)
-                (finished,), _ = self._ray.wait(list(running))
-                actor, index = running.pop(finished)
-                what, value = self._received(finished)
-                if what == "died":
-                    attempts_left[index] -= 1
-                    if attempts_left[index]:
-                        waiting.append(index)
-                        continue
-                else:
-                    self._idle.append(actor)
-                yield index, value if what == "done" else JobError(f"{tasks[index].name}{value}")
+            yield from settled([task.name for task in tasks], ATTEMPTS, has_room, hand_out, answers)
         finally:
             for actor, _ in running.values():
                 self._ray.kill(actor)

@@ -6,31 +6,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from bench.records import SCHEMA
-from bench.run_directory import RunDirectory, write_json
+from bench.run_directory import RunDirectory
 from models.architecture import network_of
 from models.mixture import search_network
 from models.names import architecture, build, input_shape
 from models.spec import ViTSpec
-from models.staged_spec import StagedSpec
 from models.undrawn import Undrawn
 from mpc.reading import shape_reading
 from nas.binarise import binarise
-from nas.checkpoint import save_weights
 from nas.data import load
 from nas.distributed import join
-from nas.evaluation import shared_accuracy
-from nas.losses import CrossEntropy, Loss, PatchLabels
 from nas.objectives import L1
 from nas.pace import OnUpdate
 from nas.recipe import Recipe
 from nas.retrain import retrain
 from nas.search_mpcvit import search, zero_shot_accuracy
 from nas.settings import Precision, TrainSettings
-from nas.training import OnEpoch, train
+from nas.training import OnEpoch
 
 Record = dict[str, Any]
 
@@ -149,19 +143,20 @@ def run_order(order: Order, on_epoch: OnEpoch | None = None, on_update: OnUpdate
     """
     order.check()
     if order.recipe.stage == "search":
-        return {"front": _search(order, on_epoch)}
+        return {"front": _search(order, on_epoch, on_update)}
     recipe, settings = order.recipe, order.settings
     assert recipe.model is not None  # it is buildable
     spec = architecture(recipe.model.name if order.spec_file is None else f"spec:{order.spec_file}")
-    if isinstance(spec, StagedSpec):
-        return _train_staged(order, spec, recipe.model.patch_head, on_epoch, on_update)
     weight = recipe.teacher.token_weight if recipe.teacher and recipe.teacher.kind == "tokens" else None
     taught = (order.teacher_folder, weight)
-    result = retrain(spec, order.data, settings, order.seed, order.folder, *taught, on_epoch, on_update)
+    told = (on_epoch, on_update)
+    result = retrain(
+        spec, order.data, settings, order.seed, order.folder, *taught, *told, patch_head=recipe.model.patch_head
+    )
     return {"accuracy": result.accuracy, "val_accuracy": result.val_accuracy}
 
 
-def _search(order: Order, on_epoch: OnEpoch | None) -> list[Record]:
+def _search(order: Order, on_epoch: OnEpoch | None, on_update: OnUpdate | None) -> list[Record]:
     """MPCViT's search under its published L1 norm, with a spec in front/ for each ratio.
 
     A row of each: heads by layer that keep the dear kind, and the accuracy right after binarisation.
@@ -172,7 +167,7 @@ def _search(order: Order, on_epoch: OnEpoch | None) -> list[Record]:
     kinds = tuple(asked["kinds"])
     objective = L1(asked["l1_weight"], kinds, kinds[0], asked["parametrisation"])
     run, dataset = RunDirectory(order.run, {}), load(order.data, spec.image_px)
-    result = search(spec, dataset, objective, order.settings, order.seed, order.folder, on_epoch)
+    result = search(spec, dataset, objective, order.settings, order.seed, order.folder, on_epoch, on_update)
     run.write_records("search", result.records)
     rows = []
     for ratio in asked["ratios"]:
@@ -182,35 +177,3 @@ def _search(order: Order, on_epoch: OnEpoch | None) -> list[Record]:
         accuracy = zero_shot_accuracy(result, chosen, dataset)
         rows.append({"name": f"{ratio:g}", "heads": heads, "accuracy": accuracy, "spec": str(path)})
     return rows
-
-
-def _train_staged(
-    order: Order, spec: StagedSpec, patch_head: bool, on_epoch: OnEpoch | None, on_update: OnUpdate | None
-) -> Record:
-    """As `retrain`, for a network with stages; leaves the same files."""
-    dataset, settings, folder = load(order.data, spec.image_px), order.settings, order.folder
-    if dataset.classes != spec.classes:
-        raise ValueError(
-            f"{dataset.name} has {dataset.classes} classes, the network {spec.classes}: name another data set"
-        )
-    with torch.random.fork_rng():
-        torch.manual_seed(order.seed)
-        trained = network_of(spec, settings.attn_dropout, settings.drop_path, patch_head)
-    loss: Loss = PatchLabels() if patch_head else CrossEntropy()
-    identity = {"spec": spec.to_json(), "patch_head": patch_head}
-    records = train(
-        trained, dataset, loss, settings, order.seed, folder, on_epoch=on_epoch, on_update=on_update, identity=identity
-    )
-    ranks = join()
-    accuracies = {
-        "accuracy": shared_accuracy(trained, dataset, dataset.test, ranks),
-        "val_accuracy": records[-1]["accuracy"],
-    }
-    if ranks.first:
-        save_weights(trained, folder / "weights.safetensors")
-        write_json(folder / "spec.json", spec.to_json())
-        about = {"schema": SCHEMA, "record": "retrained", "spec": spec.to_json(), "dataset": dataset.name}
-        told = {"seed": order.seed, "epochs": settings.total_epochs, "test_images": len(dataset.test)}
-        write_json(folder / "retrained.json", {**about, **accuracies, **told})
-    ranks.wait()
-    return accuracies

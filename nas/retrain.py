@@ -15,13 +15,14 @@ from torch import nn
 
 from bench.records import SCHEMA
 from bench.run_directory import write_json
+from models.architecture import Network, Spec, network_of, spec_from_json
 from models.spec import ViTSpec
-from models.vit import VisionTransformer
+from models.staged import StagedTransformer, deployed
 from nas.checkpoint import load_ema, save_weights
 from nas.data import Dataset, load
 from nas.distributed import join
 from nas.evaluation import shared_accuracy
-from nas.losses import CrossEntropy, Distillation
+from nas.losses import CrossEntropy, Distillation, Loss, PatchLabels
 from nas.settings import TrainSettings
 from nas.training import OnEpoch, OnUpdate, train
 
@@ -30,7 +31,7 @@ from nas.training import OnEpoch, OnUpdate, train
 class Retrained:
     """A trained discrete network: accuracy on test and validation images, and the folder of its spec and weights."""
 
-    spec: ViTSpec
+    spec: Spec
     accuracy: float
     val_accuracy: float
     seed: int
@@ -38,7 +39,7 @@ class Retrained:
 
 
 def retrain(
-    spec: ViTSpec,
+    spec: Spec,
     dataset: Dataset | str,
     settings: TrainSettings,
     seed: int,
@@ -47,25 +48,26 @@ def retrain(
     token_weight: float | None = None,
     on_epoch: OnEpoch | None = None,
     on_update: OnUpdate | None = None,
+    patch_head: bool = False,
 ) -> Retrained:
     """Train `spec` from fresh weights; writes `spec.json`, `weights.safetensors`, `epochs.jsonl`, `retrained.json`.
 
     With `teacher`, a network or the folder that `train_teacher` wrote, by logit distillation (and token distillation at
-    `token_weight`). The weights are those of the last epoch: nothing is selected on the images that judge it. With
-    `settings.ema_decay` the averaged ones are judged as well (`ema_accuracy`) and kept in `ema.safetensors`. A call
-    with the same arguments continues a killed one. Under torchrun the first process writes. Raises ValueError where
-    data and network do not fit.
+    `token_weight`); with `patch_head`, by labels of patches as well (staged networks). The weights are those of the
+    last epoch: nothing is selected on the images that judge it. They are kept as the network is deployed: batch norms
+    folded, without what only training needs. With `settings.ema_decay` the averaged ones are judged as well
+    (`ema_accuracy`) and kept in `ema.safetensors`. A call with the same arguments continues a killed one. Under
+    torchrun the first process writes. Raises ValueError where data, network and loss do not fit.
     """
     dataset = load(dataset, spec.image_px)
     _demand_fit(spec, dataset)
-    if token_weight is not None and teacher is None:
-        raise ValueError("token_weight needs a teacher")
-    network = _fresh_network(spec, settings, seed)
     mentor = load_network(teacher) if isinstance(teacher, Path) else teacher
+    loss = _loss(mentor, token_weight, patch_head)
+    network = _fresh_network(spec, settings, seed, patch_head)
     records = train(
         network,
         dataset,
-        CrossEntropy() if mentor is None else Distillation(mentor, token_weight),
+        loss,
         settings,
         seed,
         folder,
@@ -75,6 +77,7 @@ def retrain(
             "spec": spec.to_json(),
             "teacher": None if mentor is None else _fingerprint(mentor),
             "token_weight": token_weight,
+            "patch_head": patch_head,
         },
     )
     accuracies = _judge(network, dataset, settings, folder)
@@ -112,7 +115,7 @@ def train_teacher(
     return retrain(spec.with_kinds("softmax"), dataset, settings, seed, folder, on_epoch=on_epoch)
 
 
-def load_network(folder: Path) -> VisionTransformer:
+def load_network(folder: Path) -> Network:
     """The network in `spec.json` and `weights.safetensors` of `folder`, in evaluation mode.
 
     Raises ValueError naming the file that is missing, or the folder where a file is torn or the two do not fit.
@@ -121,7 +124,7 @@ def load_network(folder: Path) -> VisionTransformer:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no trained network: {name} is missing; train it first")
     try:
-        network = VisionTransformer(ViTSpec.from_json(json.loads((folder / "spec.json").read_text())))
+        network = network_of(spec_from_json(json.loads((folder / "spec.json").read_text())), batch_norm=False)
         load_model(network, str(folder / "weights.safetensors"))
     except (SafetensorError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
@@ -131,22 +134,35 @@ def load_network(folder: Path) -> VisionTransformer:
     return network.eval()
 
 
-def _fresh_network(spec: ViTSpec, settings: TrainSettings, seed: int) -> VisionTransformer:
+def _loss(teacher: nn.Module | None, token_weight: float | None, patch_head: bool) -> Loss:
+    if teacher is not None:
+        if patch_head:
+            raise ValueError("labels of patches and a teacher exclude each other; leave one out")
+        return Distillation(teacher, token_weight)
+    if token_weight is not None:
+        raise ValueError("token_weight needs a teacher")
+    return PatchLabels() if patch_head else CrossEntropy()
+
+
+def _fresh_network(spec: Spec, settings: TrainSettings, seed: int, patch_head: bool) -> Network:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return VisionTransformer(spec, settings.attn_dropout, settings.drop_path)
+        return network_of(spec, settings.attn_dropout, settings.drop_path, patch_head)
 
 
-def _judge(network: VisionTransformer, dataset: Dataset, settings: TrainSettings, folder: Path) -> dict[str, float]:
+def _judge(network: Network, dataset: Dataset, settings: TrainSettings, folder: Path) -> dict[str, float]:
     """Keeps the weights, and the averaged ones where there are any, and judges each on the test images."""
-    ranks = join()
-    save_weights(network, folder / "weights.safetensors")
-    accuracies = {"accuracy": shared_accuracy(network, dataset, dataset.test, ranks)}
+
+    def kept(trained: Network, name: str) -> float:
+        shipped = deployed(trained) if isinstance(trained, StagedTransformer) else trained
+        save_weights(shipped, folder / f"{name}.safetensors")
+        return shared_accuracy(shipped, dataset, dataset.test, join())
+
+    accuracies = {"accuracy": kept(network, "weights")}
     if settings.ema_decay:
         averaged = copy.deepcopy(network)
         load_ema(folder, averaged)
-        save_weights(averaged, folder / "ema.safetensors")
-        accuracies["ema_accuracy"] = shared_accuracy(averaged, dataset, dataset.test, ranks)
+        accuracies["ema_accuracy"] = kept(averaged, "ema")
     return accuracies
 
 
@@ -159,7 +175,7 @@ def _fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _demand_fit(spec: ViTSpec, dataset: Dataset) -> None:
+def _demand_fit(spec: Spec, dataset: Dataset) -> None:
     have, want = (dataset.image_px, dataset.classes), (spec.image_px, spec.classes)
     if have != want:
         raise ValueError(

@@ -30,6 +30,7 @@ from nas.retrain import retrain, train_teacher
 from nas.search_mpcvit import SearchResult, search, zero_shot_accuracy
 from nas.settings import DEMO_L1_WEIGHT, DEMO_LATENCY_WEIGHT, DEMO_RETRAIN, DEMO_SEARCH, TrainSettings
 from nas.tracking import Tracker
+from nas.training import OnEpoch, OnUpdate
 
 Record = dict[str, Any]
 
@@ -122,7 +123,11 @@ class Searched:
 
 
 def search_on_link(
-    out: Path, request: SearchRequest, scheme: Scheme, on_epoch: Callable[[Record, int], None]
+    out: Path,
+    request: SearchRequest,
+    scheme: Scheme,
+    on_epoch: OnEpoch | None = None,
+    on_update: OnUpdate | None = None,
 ) -> Searched:
     """MPCViT's search under the latency of a link, binarised at every ratio and within the predicted budget.
 
@@ -142,12 +147,9 @@ def search_on_link(
     run = RunDirectory.start(out, "search mpcvit", {**asked, **scheme.to_json()}, (request.seed,))
     settings = _lasting(DEMO_SEARCH, request.epochs)
     folder, objective = run.path / "search", _objective(request, latency)
-
-    def heard(record: Record) -> None:
-        on_epoch(record, settings.total_epochs)
-
-    with Tracker(folder, manifest=run.manifest, on_epoch=heard) as tracker:
-        result = search(spec, dataset, objective, settings, request.seed, folder, tracker.on_epoch)
+    with Tracker(folder, manifest=run.manifest, on_epoch=on_epoch, on_update=on_update) as tracker:
+        told = (tracker.on_epoch, tracker.on_update)
+        result = search(spec, dataset, objective, settings, request.seed, folder, *told)
     run.write_records("search", result.records)
     keep = request.kinds[0]
     choices = {f"{ratio:g}": binarise(result.p_LHK, request.kinds, ratio, keep=keep) for ratio in request.ratios}

@@ -23,7 +23,7 @@ from nas.data import Dataset, load
 from nas.losses import soft_cross_entropy
 from nas.objectives import Objective
 from nas.settings import TrainSettings
-from nas.training import OnEpoch, Record, accuracy, train
+from nas.training import OnEpoch, OnUpdate, Record, accuracy, train
 
 Nested = tuple[tuple[tuple[float, ...], ...], ...]
 
@@ -61,6 +61,7 @@ def search(
     seed: int,
     folder: Path,
     on_epoch: OnEpoch | None = None,
+    on_update: OnUpdate | None = None,
 ) -> SearchResult:
     """Search the attention kind of every head of `spec`; writes checkpoints, `epochs.jsonl` and `weights.safetensors`.
 
@@ -82,6 +83,7 @@ def search(
         kind="search_epoch",
         describe=lambda model: {"objective": objective.name, **_describe(_as_vit(model), objective)},
         on_epoch=on_epoch,
+        on_update=on_update,
         identity={"spec": spec.to_json(), "objective": objective.to_json()},
     )
     _demand_gradient(objective, [initial, *records])

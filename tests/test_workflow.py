@@ -187,7 +187,7 @@ def _request(tmp_path: Path, **changes: Any) -> SearchRequest:
 def test_a_search_under_a_latency_needs_a_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match="run: mpc-pareto calibrate"):
-        search_on_link(tmp_path / "run", _request(tmp_path), Scheme(), lambda *_: None)
+        search_on_link(tmp_path / "run", _request(tmp_path), Scheme())
     assert not (tmp_path / "run").exists()
 
 
@@ -202,13 +202,13 @@ def test_a_budget_that_cannot_be_read_or_names_another_link_is_refused(tmp_path:
 def test_a_search_writes_the_specs_that_are_then_retrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
     save_default(_cost_model().to_json(), Scheme())
-    out, heard = tmp_path / "run", []
+    out, heard = tmp_path / "run", list[dict[str, Any]]()
     latency = mixture_latency(SPEC, KINDS, _cost_model(), Scheme(), network("cheetah-wan"))
     within_s = latency.exact_s([("relu_softmax",) * 2, ("scaling",) * 2]) + 1e-6
     request = _request(tmp_path, budget=f"latency<={within_s:.6f}s@cheetah-wan")
-    result = search_on_link(out, request, Scheme(), lambda record, total: heard.append((record, total))).to_json()
-    assert [(record["epoch"], total) for record, total in heard] == [(0, 1)]
-    assert heard[0][0]["latency_gradient_norm"] > 0
+    result = search_on_link(out, request, Scheme(), heard.append).to_json()
+    assert [record["epoch"] for record in heard] == [0]
+    assert heard[0]["latency_gradient_norm"] > 0
     assert (result["run"], result["objective"]) == (str(out), "latency@cheetah-wan")
     specs = {row["name"]: ViTSpec.from_json(json.loads(Path(row["spec"]).read_text())) for row in result["front"]}
     assert list(specs) == ["0.25", "0.75", "budget"]
@@ -220,7 +220,7 @@ def test_a_search_writes_the_specs_that_are_then_retrained(tmp_path: Path, monke
     assert [sum(row["heads"]) for row in result["front"][:2]] == [1, 3]
     assert result["front"][2]["seconds"] <= within_s
     with pytest.raises(ValueError, match="seed was 0, is 1"):
-        search_on_link(out, _request(tmp_path, budget=request.budget, seed=1), Scheme(), lambda *_: None)
+        search_on_link(out, _request(tmp_path, budget=request.budget, seed=1), Scheme())
 
     steps: list[tuple[int, int, str]] = []
     rows = retrain_front(out, "digits", True, None, 1, 0, lambda *step: steps.append(step))
@@ -237,9 +237,9 @@ def test_a_search_under_the_paper_s_norm_needs_no_calibration(tmp_path: Path, mo
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "nothing"))
     request = _request(tmp_path, link="l1", ratios=(0.5,), weight=0.0)
     with pytest.raises((RuntimeError, ValueError), match="weight"):  # a weight of 0 is not the default weight
-        search_on_link(tmp_path / "zero", request, Scheme(), lambda *_: None)
+        search_on_link(tmp_path / "zero", request, Scheme())
     request = _request(tmp_path, link="l1", ratios=(0.5,))
-    result = search_on_link(tmp_path / "run", request, Scheme(), lambda *_: None).to_json()
+    result = search_on_link(tmp_path / "run", request, Scheme()).to_json()
     assert (result["objective"], result["front"][0]["seconds"], sum(result["front"][0]["heads"])) == ("l1", None, 2)
 
 

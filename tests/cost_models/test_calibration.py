@@ -224,7 +224,7 @@ def test_a_calibration_of_another_version_is_refused_in_one_line() -> None:
     path = save_default(model().to_json(), SCHEME)
     of_schema_1 = {"schema": 1, "record": "calibration", "coefficients": {"rounds": 1e-3}, "residuals": [0.9, 1, 1.2]}
     for record, message in (
-        (of_schema_1, r"not a calibration of schema 3: schema 1.* calibrate again"),
+        (of_schema_1, r"not a calibration of schema 4: schema 1.* calibrate again"),
         ({**model().to_json(), "scheme": {**SCHEME.to_json(), "colour": "blue"}}, r"another version .*colour"),
         (
             {k: v for k, v in model().to_json().items() if k != "in_networks"},

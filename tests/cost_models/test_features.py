@@ -120,6 +120,13 @@ def test_operations_are_fitted_together_where_the_same_parties_see_the_second_op
     assert model_key(relu(3)) == model_key(relu(4)) == "relu"
 
 
+def test_products_of_all_pairs_of_rows_are_fitted_apart() -> None:
+    rows, columns = Operand((2, 5, 3), "secret"), Operand((2, 3, 5), "secret")
+    scores = Operation("matmul", (rows, columns), (2, 5, 5), (("macs", 150),))
+    values = Operation("matmul", (Operand((2, 5, 5), "secret"), rows), (2, 5, 3), (("macs", 150),))
+    assert (model_key(scores), model_key(values)) == ("matmul secret of pairs", "matmul secret")
+
+
 def test_counts_do_not_depend_on_the_module_and_cannot_be_written_to() -> None:
     counted = counts(relu(10), Scheme())
     assert (counts(replace(relu(10), site="blocks.3.mlp"), Scheme()) == counted).all()

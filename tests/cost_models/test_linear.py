@@ -144,6 +144,18 @@ def test_slow_start_of_the_largest_message_is_paid_once() -> None:
         assert estimate.transfer_s - sent_s == pytest.approx(ramp_s(wan, largest_bytes))
 
 
+def test_weights_that_are_opened_before_leave_no_slow_start() -> None:
+    wan, largest_bytes = network("cheetah-wan"), 1e6
+    for weights, stalls_s in (("private", 0.0), ("public", ramp_s(wan, largest_bytes))):
+        scheme = Scheme("tuned", transport="direct", weights=weights)  # type: ignore[arg-type]
+        sent_s = largest_bytes / (wan.bytes_per_s * PAYLOAD_SHARE)
+        said_s = dataclasses.replace(model(), scheme=scheme, _costs={}).p50_of(
+            0.0, 0.0, largest_bytes, 0.0, largest_bytes, wan
+        )
+        assert said_s == pytest.approx(sent_s + stalls_s)
+    assert stalls_s > 0
+
+
 @given(
     TRACES,
     st.sampled_from([LOOPBACK, network("cheetah-lan"), network("cheetah-wan")]),
@@ -204,7 +216,7 @@ def test_a_model_of_this_machine_loads_without_a_warning() -> None:
     ("change", "found"), [({"schema": 1}, "schema 1"), ({"schema": 2}, "schema 2"), ({"record": "bench"}, "'bench'")]
 )
 def test_another_schema_or_record_is_refused_in_one_line(change: dict[str, object], found: str) -> None:
-    with pytest.raises(ValueError, match=rf"not a calibration of schema 3: .*{found}.*; calibrate again") as refused:
+    with pytest.raises(ValueError, match=rf"not a calibration of schema 4: .*{found}.*; calibrate again") as refused:
         CostModel.from_json({**model().to_json(), **change})
     assert "\n" not in str(refused.value)
 

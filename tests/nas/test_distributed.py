@@ -45,7 +45,8 @@ def _checkpoint(folder: Path) -> Path:
     ("change", "tolerance"),
     [
         ({"optimizer": "sgd", "lr": 0.1, "accumulate": 2, "ema_decay": 0.9}, 1e-5),
-        ({"epochs": 1}, 1e-3),  # AdamW divides by the root of gradients that are all but zero: rounding is enlarged
+        # AdamW divides by the root of gradients that are all but zero, which enlarges rounding: hence 64 bits.
+        ({"double": True, "ema_decay": 0.9}, 1e-9),
     ],
 )
 def test_two_processes_train_what_one_does_with_the_doubled_batch(

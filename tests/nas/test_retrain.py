@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_model
+from torch import nn
 
-from models.spec import ViTSpec
+from models.spec import BlockSpec, ViTSpec
+from models.staged import StagedTransformer
+from models.staged_spec import Stage, StagedSpec
 from models.vit import VisionTransformer
 from nas.data import Dataset
 from nas.retrain import load_network, retrain, train_teacher
@@ -30,6 +33,23 @@ def test_what_is_written_is_the_network_that_was_judged(tiny_spec: ViTSpec, tiny
         result.accuracy,
         9,
     )
+
+
+def test_a_staged_network_is_kept_as_it_is_deployed(tiny_data: Dataset, tmp_path: Path) -> None:
+    blocks = (BlockSpec(("softmax", "scaling"), 4, 8),)
+    spec = StagedSpec(8, 2, 3, (Stage(8, blocks), Stage(12, blocks)), stem_channels=4)
+    settings = replace(SETTINGS, epochs=2, ema_decay=0.5)
+    result = retrain(spec, tiny_data, settings, 0, tmp_path, patch_head=True)
+    network = load_network(tmp_path)
+    assert isinstance(network, StagedTransformer) and (result.spec, network.spec) == (spec, spec)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    assert accuracy(network, tiny_data.test_images, tiny_data.test_labels) == result.accuracy
+    rows = [json.loads(line) for line in (tmp_path / "epochs.jsonl").read_text().splitlines()]
+    assert {"cross_entropy", "patch_cross_entropy"} <= rows[0].keys()
+    record = json.loads((tmp_path / "retrained.json").read_text())
+    assert record["spec"]["record"] == "staged_spec" and 0 <= record["ema_accuracy"] <= 1
+    with pytest.raises(ValueError, match="exclude each other"):
+        retrain(spec, tiny_data, settings, 0, tmp_path / "taught", teacher=tmp_path, patch_head=True)
 
 
 def test_images_take_the_size_of_the_network(tiny_spec: ViTSpec, tmp_path: Path) -> None:

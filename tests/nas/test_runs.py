@@ -25,7 +25,7 @@ def test_every_training_of_a_run_is_drawn_once_an_epoch(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for _ in range(2):  # the second changes nothing
         heard: list[int] = []
-        found = search_on_link(run, request, Scheme(), lambda record, total: heard.append(record["epoch"]))  # noqa: B023
+        found = search_on_link(run, request, Scheme(), lambda record: heard.append(record["epoch"]))  # noqa: B023
     assert heard == []
     found.to_json()
     retrain_front(run, "digits", True, None, 1, 0, lambda done, total, what: None)

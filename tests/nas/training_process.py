@@ -1,7 +1,8 @@
 """A small training as a program: the tests kill it, resume it, and start it under torchrun.
 
 Arguments: folder, batch of one process, extra settings as JSON. Prints what it found as one line of JSON. With
-`terminated_at` among the settings, the last process, and no other, gets SIGTERM in that batch.
+`terminated_at` among the settings, the last process, and no other, gets SIGTERM in that batch; with `double`, weights
+and gradients have 64 bits.
 """
 
 from __future__ import annotations
@@ -39,6 +40,14 @@ class _Loss(CrossEntropy):
         return super().__call__(model, images, targets_BY)
 
 
+class _Double(VisionTransformer):
+    """The network in 64 bits."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        return super().forward(images.double())
+
+
 def main() -> None:
     """Trains, saving as often as it can."""
     folder, batch, extra = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
@@ -46,11 +55,13 @@ def main() -> None:
     ranks = join()
     dataset = load("digits", 8)
     torch.manual_seed(0)
-    network = VisionTransformer(
+    double = extra.pop("double", False)
+    network = (_Double if double else VisionTransformer)(
         ViTSpec(8, 4, 8, 10, (BlockSpec(("relu_softmax", "scaling"), 4, 8),)),
         attn_dropout=extra.pop("attn_dropout", 0.1),
         drop_path=extra.pop("drop_path", 0.1),
     )
+    network = network.double() if double else network
     mixing = Mixing() if extra.pop("mixing", False) else None
     terminated_at = extra.pop("terminated_at", None)
     loss = _Loss(terminated_at if ranks.rank == ranks.world - 1 else None)
