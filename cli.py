@@ -390,6 +390,7 @@ import verbs_map  # noqa: E402, F401
 import verbs_recipes  # noqa: E402, F401
 import verbs_replay  # noqa: E402, F401
 import verbs_search  # noqa: E402, F401
+import verbs_throughput  # noqa: E402, F401
 
 if __name__ == "__main__":
     main()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bench.run_directory import RunDirectory
     from nas.recipe import Recipe
 
-_COLUMNS = ("recipe", "what", "parameters", "MACs", "epochs", "expected result", "runs")
+_COLUMNS = ("recipe", "what", "parameters", "MACs", "epochs", "expected result", "expected time", "runs")
 
 
 @app.command()
@@ -95,6 +95,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         count("macs"),
         count("epochs"),
         row["expected_result"],
+        row["expected_time"],
         runs,
     )
 
@@ -126,7 +127,7 @@ def train_recipe(
 
     with wrong_usage():
         chosen = recipe_named(recipe)
-        source = _data_of(chosen, data)
+        source = data_of(chosen, data)
     order = Order(chosen, source, out, seed, epochs, amp, spec, teacher)  # type: ignore[arg-type] # settings check amp
     order.check()
     settings = order.settings
@@ -145,7 +146,7 @@ def train_recipe(
     finish({**shown, **result, "expected_result": str(chosen.expected_result)})
 
 
-def _data_of(recipe: Recipe, data: str | None) -> str:
+def data_of(recipe: Recipe, data: str | None) -> str:
     """The data set: what is given, or the recipe's own where it needs no folder; ValueError where one is wanted."""
     if data is not None:
         return data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -13,20 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from models.names import build
+from models.names import build, input_shape
 from nas.augmentation import Policy
 from nas.data import Dataset, FilesPart, Part, load
 from nas.distributed import Ranks, best_device
 from nas.engine import Engine
 from nas.evaluation import precision
 from nas.losses import CrossEntropy
+from nas.recipe import Recipe
 from nas.settings import Mixing, Precision, TrainSettings
-
-# MPCViT's augmentation of CIFAR-10 (specs: A1.9).
-CIFAR10_POLICY = Policy(
-    crop_scale=(0.8, 1.0), rand_augment="rand-m9-mstd0.5-inc1", erase_probability=0.25, erase_mode="pixel"
-)
-MIXING = Mixing()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +42,33 @@ class Course:
     workers: int = 0
     amp: Precision = "none"
     compile: bool = False
-    policy: Policy | None = CIFAR10_POLICY
-    mixing: Mixing | None = MIXING
+    policy: Policy | None = None
+    mixing: Mixing | None = None
+
+    def lasting(self, batches: int, segments: int, workers: int, compiled: bool) -> Course:
+        """The same with other turns."""
+        return replace(self, batches=batches, segments=segments, workers=workers, compile=compiled)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a record."""
+        return asdict(self)
+
+
+def course_of(recipe: Recipe, data: str, batch: int | None = None, amp: str | None = None) -> Course:
+    """The course of a recipe, with its own batch and precision unless others are given.
+
+    Raises ValueError for a recipe that cannot be built, or that trains in a way that the plain loop has not.
+    """
+    settings, model = recipe.train, recipe.model
+    if settings is None or model is None:
+        raise ValueError(f"recipe {recipe.name} cannot be built: {recipe.missing or 'it trains nothing'}")
+    mixing, policy = settings.mixing, settings.augmentation
+    plain = (mixing is None or isinstance(mixing, Mixing)) and (policy is None or isinstance(policy, Policy))
+    if not plain or recipe.teacher or recipe.search:
+        raise ValueError(f"recipe {recipe.name} has no plain loop beside it; name one such as mpcvit-cifar10-teacher")
+    shape = input_shape(build(model.name, draws=False))
+    asked = replace(settings, amp=amp or settings.amp, batch=batch or settings.batch)  # type: ignore[arg-type] # checked
+    return Course(data, model.name, shape[-1], asked.batch, amp=asked.amp, policy=policy, mixing=mixing)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +80,23 @@ class Throughputs:
     device: str
 
     @property
+    def medians(self) -> tuple[float, float]:
+        """Median of ours, and of the plain loop's."""
+        return median(self.ours), median(self.plain)
+
+    @property
     def ratio(self) -> float:
         """Median of ours over median of the plain loop's."""
-        return median(self.ours) / median(self.plain)
+        ours, plain = self.medians
+        return ours / plain
 
     def to_json(self) -> dict[str, Any]:
         """All samples, their medians and the ratio."""
         return {
             "ours_images_per_s": list(self.ours),
             "plain_images_per_s": list(self.plain),
-            "ours_median": median(self.ours),
-            "plain_median": median(self.plain),
+            "ours_median": self.medians[0],
+            "plain_median": self.medians[1],
             "ratio": self.ratio,
             "device": self.device,
         }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +37,7 @@ def local() -> Iterator[LocalPool]:
 
 @pytest.fixture
 def ray() -> Iterator[None]:
-    package = pytest.importorskip("ray")
+    package: Any = importlib.import_module("ray")
     package.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     package.shutdown()
@@ -212,7 +214,6 @@ def test_ray_gives_the_results_of_local_processes(ray: None, local: LocalPool, w
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_search_leaves_no_ray_worker(local: LocalPool, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
     assert len(_killed_parent("ray", tmp_path)) == 2
     _resumes(local, tmp_path)
 
