@@ -191,7 +191,7 @@ class EvaluationRecord(TypedDict):
 
 
 class CalibrationRecord(TypedDict):
-    """The fitted cost model and how right it is: `"record": "calibration"`, schema 3.
+    """The fitted cost model and how right it is: `"record": "calibration"`, schema 4.
 
     `operations` holds seconds per unit of each feature for every kind of operation. `evaluation` holds the groups
     `operations`, `layers`, `networks` and `links`, those that were measured after the model was frozen; `replays` are

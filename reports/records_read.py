@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cost_models.linear import SCHEMA as CALIBRATION_SCHEMA
 from reports.conform import conform
 from reports.records import (
     AttentionRecord,
@@ -25,7 +26,7 @@ from reports.records import (
 )
 
 SCHEMA = 1
-SCHEMAS = {"calibration": 3}  # of the kinds that have moved on
+SCHEMAS = {"calibration": CALIBRATION_SCHEMA}  # of the kinds that have moved on
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from cost_models.linear import SCHEMA as CALIBRATION_SCHEMA
+
 SCHEME = {
     "name": "crypten",
     "parties": 2,
@@ -223,7 +225,7 @@ def evaluation(group: str, count: int, noise: float, rng: random.Random) -> dict
 def calibration(rng: random.Random) -> dict[str, Any]:
     """A fitted cost model and its evaluation on what it never saw."""
     return {
-        "schema": 3,
+        "schema": CALIBRATION_SCHEMA,
         "record": "calibration",
         "operations": {"": {"operations": 2e-4, "ring_bytes": 2.1e-9}, "linear": {"macs": 4.4e-10, "operations": 3e-4}},
         "in_networks": {"": {"more_s": 0.0, "times": 1.1}, "linear": {"more_s": 2e-5, "times": 1.02}},

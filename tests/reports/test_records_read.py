@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cost_models.linear import SCHEMA
 from reports.records_read import read_run
 
 
@@ -76,9 +77,8 @@ def test_the_later_of_two_equal_identities_counts(run_dir: Path) -> None:
 def test_a_calibration_of_the_first_schema_is_refused(run_dir: Path) -> None:
     path = run_dir / "calibration.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 1}))
-    with pytest.raises(
-        ValueError, match=r"calibration\.json is no record of a known schema; this version reads schema 3"
-    ):
+    known = f"this version reads schema {SCHEMA}"
+    with pytest.raises(ValueError, match=rf"calibration\.json is no record of a known schema; {known}"):
         read_run(run_dir)
 
 
