@@ -269,9 +269,13 @@ class CostModel:
         return hops * network.one_way_delay_s + rounds * resume_s(self.wake_s, asleep_s)
 
     def _ramps_s(self, network: NetworkProfile, largest_bytes: Any) -> Any:
-        """Slow start of the largest message; none where weights were opened before, which widened the windows."""
+        """Slow start of the largest message; none where what was sent before has widened the windows.
+
+        Opening weights does so, and over gloo, whose connections are kept, the run before.
+        """
         opened = self.scheme.name == "tuned" and self.scheme.weights == "private"
-        return 0.0 * largest_bytes if opened else _ramps_s(network, largest_bytes)
+        fresh = self.scheme.transport == "direct" and not opened
+        return _ramps_s(network, largest_bytes) if fresh else 0.0 * largest_bytes
 
     def dealer_seconds(self, trace: Trace, scheme: Scheme) -> float:
         """Seconds of the dealer's work for one run of `trace` on loopback, no part of the online seconds.

@@ -23,7 +23,7 @@ from mpc.traffic import PhaseTraffic
 
 COMPUTE = {"rounds": 2e-3, "ring_bytes": 8e-9, "macs": 1e-9, "operations": 1e-4, "far_bytes": 3e-9}
 INSIDE = {POOLED: InNetwork(2e-5, 1.1), "relu": InNetwork(1e-4, 0.9)}
-SCHEMES = [Scheme(), Scheme("tuned", transport="direct"), Scheme(parties=3)]
+SCHEMES = [Scheme(), Scheme(transport="direct"), Scheme("tuned", transport="direct"), Scheme(parties=3)]
 LINKS = [LOOPBACK, network("cheetah-lan"), network("cheetah-wan"), network("20mbit/80ms")]
 SPEC = ViTSpec(16, 4, 24, 10, (BlockSpec(("softmax",), 8, 24),), residual="pre_norm")
 ALTERNATIVES = (
@@ -44,7 +44,7 @@ def chosen(spec: ViTSpec, blocks: Sequence[BlockSpec | None]) -> ViTSpec:
     return replace(spec, blocks=tuple(block for block in blocks if block))
 
 
-@pytest.fixture(scope="module", params=SCHEMES, ids=lambda scheme: f"{scheme.name}-{scheme.parties}")
+@pytest.fixture(scope="module", params=SCHEMES, ids=lambda scheme: scheme.label)
 def table(request: pytest.FixtureRequest) -> LatencyTable:
     return vit_table(SPEC, BLOCKS, cost_model(request.param))
 
@@ -64,7 +64,7 @@ def test_a_table_is_the_cost_model_of_the_whole_network(table: LatencyTable) -> 
 
 
 def test_branches_are_chosen_apart_and_widths_of_the_stream_too() -> None:
-    scheme, link = SCHEMES[1], network("cheetah-wan")
+    scheme, link = SCHEMES[2], network("cheetah-wan")
     heads = [(BlockSpec(("softmax",) * n, 8, 24), None)[:2] for n in (1, 2)]
     mlps: list[tuple[BlockSpec | None, ...]] = [(BlockSpec(("softmax",), 8, width), None) for width in (24, 72)]
     table = vit_branch_table(SPEC, heads, mlps, cost_model(scheme))
@@ -159,11 +159,11 @@ def test_gradients_point_to_the_cheaper_choice() -> None:
 
 
 def test_a_table_is_kept_with_its_scheme_and_machine(tmp_path: Path) -> None:
-    tables = vit_tables(SPEC, (24, 40), BLOCKS, cost_model(SCHEMES[1]))
+    tables = vit_tables(SPEC, (24, 40), BLOCKS, cost_model(SCHEMES[2]))
     table, link, rows = tables.tables[0], network("cheetah-wan"), [[0, 1, 1], [3, 2, 0]]
     table.save(tmp_path / "table.json")
     read = LatencyTable.load(tmp_path / "table.json")
-    assert (read.base, read.slots, read.scheme, read.machine) == (table.base, table.slots, SCHEMES[1], table.machine)
+    assert (read.base, read.slots, read.scheme, read.machine) == (table.base, table.slots, SCHEMES[2], table.machine)
     assert read.seconds(rows, link).tolist() == table.seconds(rows, link).tolist()
     tables.save(tmp_path / "tables.json")
     wide = [[1, *row] for row in rows]

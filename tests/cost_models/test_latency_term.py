@@ -21,7 +21,7 @@ from mpc.scheme import Scheme
 # Compute bends where messages no longer fit a cache: it is no line in the number of heads.
 COMPUTE = {"rounds": 2e-3, "ring_bytes": 8e-9, "macs": 1e-9, "operations": 1e-4, "far_bytes": 5e-8}
 INSIDE = {POOLED: InNetwork(2e-5, 1.1), "relu": InNetwork(1e-4, 0.9)}
-SCHEMES = [Scheme(), Scheme("tuned", transport="direct"), Scheme(parties=3)]
+SCHEMES = [Scheme(), Scheme(transport="direct"), Scheme("tuned", transport="direct"), Scheme(parties=3)]
 LINKS = [LOOPBACK, *map(network, ("cheetah-lan", "cheetah-wan", "400mbit/80ms"))]
 KINDS = ("softmax", "relu_softmax", "scaling")
 SPEC = ViTSpec(16, 4, 24, 10, (BlockSpec(("softmax",) * 3, 8, 24), BlockSpec(("softmax",) * 2, 12, 48, "relu")))
@@ -60,7 +60,7 @@ def one_hot(layer: tuple[str, ...], kinds: tuple[str, ...]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kinds", [KINDS, ("relu_softmax", "quad")], ids=len)
-@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: f"{scheme.name}-{scheme.parties}")
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)
 @pytest.mark.parametrize("link", LINKS, ids=lambda link: link.name)
 def test_exact_at_one_hot_choices(link: NetworkProfile, scheme: Scheme, kinds: tuple[str, ...]) -> None:
     latency = mixture(link, scheme, kinds, LARGE)
@@ -75,7 +75,7 @@ def test_exact_at_one_hot_choices(link: NetworkProfile, scheme: Scheme, kinds: t
 
 def test_compute_that_bends_and_slow_start_are_in_the_term() -> None:
     """Otherwise the vertices above would not show that either is exact."""
-    latency = mixture(network("400mbit/80ms"), spec=LARGE)
+    latency = mixture(network("400mbit/80ms"), Scheme(transport="direct"), spec=LARGE)
     bends_s = [s for layer in latency.layers for cost in layer.values() for s in cost.beyond_s]
     assert max(map(abs, bends_s)) > 1e-3
     assert len(latency.ramps) > 2 and latency.ramps[-1][1] > 0.01
@@ -95,7 +95,7 @@ def test_the_number_of_heads_of_a_kind_against_all_outcomes(p_H: list[float]) ->
 def test_expected_seconds_are_means_over_choices_where_compute_bends() -> None:
     """One layer of two kinds, without ramps, over every choice of its heads."""
     spec, kinds = replace(LARGE, blocks=LARGE.blocks[:1]), KINDS[:2]
-    latency = replace(mixture(LOOPBACK, SCHEMES[1], kinds, spec), ramps=())
+    latency = replace(mixture(LOOPBACK, SCHEMES[2], kinds, spec), ramps=())
     p = torch.rand(spec.heads[0], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     p_HK = torch.stack([p, 1 - p], dim=1)
     mean_s = sum(
@@ -150,7 +150,7 @@ def test_expected_seconds_by_hand() -> None:
     assert float(latency.expected_s(p_LHK)) == pytest.approx(100 + first + second)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES[:2], ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("scheme", SCHEMES[:3], ids=lambda scheme: scheme.label)
 @pytest.mark.parametrize("link", LINKS, ids=lambda link: link.name)
 def test_from_equal_shares_every_step_to_the_cheaper_kind_lowers_the_latency(
     link: NetworkProfile, scheme: Scheme
@@ -215,7 +215,7 @@ def test_kinds_that_cannot_be_mixed_are_refused() -> None:
     with pytest.raises(ValueError, match="different"):
         mixture(kinds=("softmax", "softmax"))
     with pytest.raises(ValueError, match="fitted for another scheme"):
-        mixture_latency(SPEC, KINDS, model(SCHEMES[1]), SCHEMES[0], LOOPBACK)
+        mixture_latency(SPEC, KINDS, model(SCHEMES[2]), SCHEMES[0], LOOPBACK)
     with pytest.raises(ValueError, match=r"kinds for heads \(3,\), but the network has \(3, 2\)"):
         mixture().exact_s([("scaling",) * 3])
     with pytest.raises(ValueError, match="no latency for kind 'quad'"):

@@ -122,7 +122,7 @@ def test_costs_of_traces_in_a_row_add_up_but_for_the_largest_message(a: Trace, b
 @pytest.mark.parametrize("link", [LOOPBACK, network("cheetah-lan"), network("cheetah-wan"), network("20mbit/100ms")])
 @given(traces=st.lists(TRACES, min_size=1, max_size=5))
 def test_the_median_of_many_networks_at_once_is_that_of_each(link: NetworkProfile, traces: list[Trace]) -> None:
-    one = model(wake_s=1e-4)
+    one = model(wake_s=1e-4, scheme=Scheme(transport="direct"))
     costs = [one.cost(trace) for trace in traces]
     sums = [
         (c.compute_s, max(c.online.hops), max(c.online.bytes), max(c.online.rounds), c.largest_bytes) for c in costs
@@ -135,23 +135,25 @@ def test_the_median_of_many_networks_at_once_is_that_of_each(link: NetworkProfil
 
 def test_slow_start_of_the_largest_message_is_paid_once() -> None:
     wan, large, small = network("cheetah-wan"), secret("relu", 20_000), secret("relu", 10)
+    direct = Scheme(transport="direct")
     largest_bytes = model().cost(Trace((large,))).largest_bytes
     assert ramp_s(wan, largest_bytes) > 0 == ramp_s(wan, model().cost(ONE).largest_bytes)
     for operations in ((large,), (large, large), (small, large)):
         trace = Trace(operations)
-        estimate = model().seconds(trace, SCHEME, wan)
-        sent_s = max(trace.traffic(SCHEME).online.bytes) / (wan.bytes_per_s * PAYLOAD_SHARE)
+        estimate = model(scheme=direct).seconds(trace, direct, wan)
+        sent_s = max(trace.traffic(direct).online.bytes) / (wan.bytes_per_s * PAYLOAD_SHARE)
         assert estimate.transfer_s - sent_s == pytest.approx(ramp_s(wan, largest_bytes))
 
 
-def test_weights_that_are_opened_before_leave_no_slow_start() -> None:
+def test_weights_opened_before_and_connections_that_are_kept_leave_no_slow_start() -> None:
     wan, largest_bytes = network("cheetah-wan"), 1e6
-    for weights, stalls_s in (("private", 0.0), ("public", ramp_s(wan, largest_bytes))):
-        scheme = Scheme("tuned", transport="direct", weights=weights)  # type: ignore[arg-type]
+    for scheme, stalls_s in (
+        (Scheme(transport="gloo"), 0.0),
+        (Scheme("tuned", transport="direct"), 0.0),
+        (Scheme("tuned", transport="direct", weights="public"), ramp_s(wan, largest_bytes)),
+    ):
         sent_s = largest_bytes / (wan.bytes_per_s * PAYLOAD_SHARE)
-        said_s = dataclasses.replace(model(), scheme=scheme, _costs={}).p50_of(
-            0.0, 0.0, largest_bytes, 0.0, largest_bytes, wan
-        )
+        said_s = model(scheme=scheme).p50_of(0.0, 0.0, largest_bytes, 0.0, largest_bytes, wan)
         assert said_s == pytest.approx(sent_s + stalls_s)
     assert stalls_s > 0
 
