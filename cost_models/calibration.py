@@ -152,7 +152,7 @@ class Effort:
 
 # CrypTen's protocols over gloo take ten times as long as the tuned ones, so that they run less often.
 CALIBRATIONS: Mapping[str, Effort] = {
-    "crypten": Effort(cases=12, layers=0, networks=10, passes=9),
+    "crypten": Effort(cases=12, layers=0, networks=10, passes=6),
     "tuned": Effort(cases=12, layers=0, networks=10, passes=32),
 }
 EVALUATIONS: Mapping[str, Effort] = {
