@@ -150,7 +150,7 @@ def data_of(recipe: Recipe, data: str | None) -> str:
     """The data set: what is given, or the recipe's own where it needs no folder; ValueError where one is wanted."""
     if data is not None:
         return data
-    if recipe.data.endswith("PATH"):
+    if recipe.data.endswith("PATH") and not recipe.missing:  # what cannot be built is refused next, for that
         raise ValueError(f"recipe {recipe.name} reads {recipe.data}: give --data {recipe.data} with the folder's path")
     return recipe.data
 
