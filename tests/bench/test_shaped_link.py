@@ -230,9 +230,9 @@ def test_round_trips_take_two_delays(delay_ms: float) -> None:
         for seconds in runs:
             assert min(seconds) >= expected_s
             medians.append(statistics.median(seconds))
-            if medians[-1] <= 1.03 * expected_s + 2 * overhead_s:
+            if medians[-1] <= 1.03 * expected_s + 1.5 * overhead_s:
                 return
-    pytest.fail(f"medians of {medians} s, expected {expected_s} s")
+    pytest.fail(f"medians of {medians} s, expected {expected_s} s and {overhead_s} s without delay")
 
 
 @pytest.mark.parties
@@ -261,7 +261,7 @@ def test_three_parties_have_a_link_between_each_two() -> None:
     with shaped_link(link_of(400, 10), parties=3) as wire:
         assert len(set(wire.hosts)) == len(set(wire.namespaces)) == 3
         for pair in itertools.combinations(range(3), 2):
-            assert 10e-3 <= statistics.median(between(wire, round_trips, 10, pair)) < 15e-3
+            assert 10e-3 <= statistics.median(between(wire, round_trips, 10, pair)) < 11e-3
 
 
 @pytest.mark.parties
