@@ -16,6 +16,7 @@ from typing import Any
 
 from bench.machine import usable_cores
 from bench.shaped_link import why_not
+from mpc.awake import can_keep_awake
 
 _RENDEZVOUS_LIMIT_S = 60.0
 _REINSTALL = "pip install -c constraints.txt -e ."
@@ -49,6 +50,7 @@ def examine(out: Path) -> Iterator[Check]:
     yield _imports("the tuned scheme", lambda: import_module("mpc.tuned.forward"))
     yield _rendezvous()
     yield _shaped_link()
+    yield _cores_awake()
     yield _threads()
     yield _gpu()
     yield _write_access(out)
@@ -147,6 +149,13 @@ def _shaped_link() -> Check:
     return Check(
         "shaped link", reason is None, "can be made" if reason is None else "cannot be made", reason or "", False
     )
+
+
+def _cores_awake() -> Check:
+    """Whether seconds are safe from what waking a core costs."""
+    fix = "seconds may scatter, in virtual machines above all: run as root, or get write access to /dev/cpu_dma_latency"
+    ok = can_keep_awake()
+    return Check("cores kept awake", ok, "while parties run" if ok else "cannot be", fix, needed=False)
 
 
 def _threads() -> Check:

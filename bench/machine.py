@@ -8,10 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mpc.awake import can_keep_awake
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What decides how fast this process computes. `label` tells machines apart without naming a host."""
+    """What decides how fast this process computes. `label` tells machines apart without naming a host.
+
+    `kept_awake` says whether cores are kept from sleeping while parties run (`mpc.awake`).
+    """
 
     cpu: str
     cores: int
@@ -20,6 +25,7 @@ class Machine:
     gpu: str | None
     os: str
     python: str
+    kept_awake: bool
 
     @property
     def label(self) -> str:
@@ -44,6 +50,7 @@ def this_machine() -> Machine:
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         os=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
+        kept_awake=can_keep_awake(),
     )
 
 

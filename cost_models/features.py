@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,10 @@ Vector = NDArray[np.float64]
 # where it is not, the coefficients of the parts below and above come out alike.
 _NEAR_BYTES = 300_000
 _FAR_BYTES = 3_000_000
+# torch multiplies integers by adding a row at a time to the whole result, which is read and written once for every
+# element that is summed: in the fastest cache, in the core's own, or beyond.
+_FIRST_CACHE_BYTES = 32_768
+_SECOND_CACHE_BYTES = 524_288
 
 UNITS: dict[str, str] = {
     "operations": "1 for every operation of the table",
@@ -24,6 +29,9 @@ UNITS: dict[str, str] = {
     "ring_bytes": "payload that opens ring elements: products, squares, truncations, bits",
     "binary_bytes": "payload that opens single bits: operands of conjunctions, of which comparisons are made",
     "macs": "multiply-accumulates of linear layers, convolutions and matrix products",
+    "row_starts": "elements of the first operand of a matrix product: each multiplies a row of the second",
+    "second_cache_macs": f"multiply-accumulates on what of a result is beyond {_FIRST_CACHE_BYTES:,} bytes",
+    "far_macs": f"multiply-accumulates on what of a result is beyond {_SECOND_CACHE_BYTES:,} bytes",
     "input_elements": "elements of all operands",
     "output_elements": "elements of the result",
     "far_bytes": f"bytes sent and made beyond {_NEAR_BYTES:,} in one operation: no longer in a core's own cache",
@@ -32,7 +40,7 @@ UNITS: dict[str, str] = {
     "dealer_bytes": "bytes that a seed-compressing dealer sends",
 }
 PLACES: dict[str, int] = {name: place for place, name in enumerate(UNITS)}  # in a vector of counts
-ONLINE_FEATURES = tuple(UNITS)[:9]
+ONLINE_FEATURES = tuple(UNITS)[:12]
 DEALER_FEATURES = ("correlations", "dealer_bytes", "ring_bytes", "binary_bytes", "macs")
 
 
@@ -70,7 +78,7 @@ def _counts(operation: Operation, scheme: Scheme) -> Vector:
             rounds,
             ring_bytes,
             binary_bytes,
-            Trace((operation,)).macs,
+            *_products(operation),
             sum(operand.elements for operand in operation.operands),
             operation.elements,
             max(0, touched_bytes - _NEAR_BYTES),
@@ -82,6 +90,19 @@ def _counts(operation: Operation, scheme: Scheme) -> Vector:
     )
     vector.flags.writeable = False
     return vector
+
+
+def _products(operation: Operation) -> tuple[float, float, float, float]:
+    """macs, row_starts, second_cache_macs and far_macs."""
+    macs = Trace((operation,)).macs
+    if not macs:
+        return 0.0, 0.0, 0.0, 0.0
+    each = operation.op == "matmul" and all(len(operand.shape) > 2 for operand in operation.operands[:2])
+    products = prod(operation.output[:-2]) if each else 1
+    columns = 1 if not operation.output else operation.output[1 if operation.op == "convolution" else -1]
+    result_bytes = WORD_BYTES * operation.elements / products
+    beyond = (max(0.0, 1 - near / result_bytes) for near in (_FIRST_CACHE_BYTES, _SECOND_CACHE_BYTES))
+    return float(macs), macs / columns, *(macs * share for share in beyond)
 
 
 def largest_message_bytes(operation: Operation, scheme: Scheme) -> int:

@@ -94,6 +94,25 @@ def test_a_product_by_hand() -> None:
     assert largest_message_bytes(product("secret"), Scheme()) == 144
 
 
+def test_a_product_has_as_many_row_starts_as_elements_of_the_first_operand() -> None:
+    heads = Operation("matmul", tuple(Operand(s, "secret") for s in ((2, 3, 64, 32), (2, 3, 32, 128))), (2, 3, 64, 128))
+    counted = named(counts(replace(heads, attributes=(("macs", 6 * 64 * 32 * 128),)), TUNED))
+    # Each of the six results has 65,536 bytes, of which half are beyond the first cache and none beyond the second.
+    assert counted["row_starts"] == 6 * 64 * 32
+    assert (counted["second_cache_macs"], counted["far_macs"]) == (counted["macs"] / 2, 0)
+    one = named(counts(product("weight"), TUNED))
+    assert (one["row_starts"], one["second_cache_macs"]) == (6, 0)
+    assert {named(counts(relu(10), TUNED))[name] for name in ("row_starts", "second_cache_macs", "far_macs")} == {0}
+
+
+def test_a_convolution_is_one_product_of_its_patches() -> None:
+    trace = shape_reading(nn.Conv2d(3, 256, 4, 4).eval(), (2, 3, 64, 64))
+    counted = named(trace_counts(trace, TUNED))
+    patches = 2 * 16 * 16
+    assert counted["row_starts"] == patches * 48
+    assert counted["far_macs"] == patches * 48 * 256 * (1 - 2**19 / (8 * patches * 256))
+
+
 def test_tuned_openings_of_bits_and_of_words_are_told_apart_and_setup_is_left_out() -> None:
     trace = shape_reading(nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval(), (3, 8))
     counted = named(trace_counts(trace, TUNED))

@@ -38,6 +38,19 @@ def test_results_come_in_party_order_with_pinned_threads() -> None:
     assert not any(_alive(process) for process in processes)
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="policies of scheduling are Linux's")
+@pytest.mark.parametrize(
+    ("scheme", "policy"), [(Scheme(), "SCHED_BATCH"), (Scheme(transport="direct"), "SCHED_OTHER")], ids=["gloo", "direct"]
+)
+def test_no_thread_of_gloo_takes_the_place_of_another(scheme: Scheme, policy: str) -> None:
+    with Parties(scheme) as parties:
+        for process in parties.process_ids:
+            threads = {int(thread) for thread in os.listdir(f"/proc/{process}/task")}
+            gloo = {t for t in threads if "gloo" in Path(f"/proc/{process}/task/{t}/comm").read_text()}
+            assert bool(gloo) == (scheme.transport == "gloo")
+            assert {os.sched_getscheduler(thread) for thread in gloo or {process}} == {getattr(os, policy)}
+
+
 def test_a_failing_party_is_named_with_its_own_traceback_and_all_end() -> None:
     with Parties(Scheme()) as parties:
         processes = parties.process_ids
