@@ -11,6 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,8 +31,8 @@ def all_reduces(_: Party, policy: int, words: int, times: int) -> float:
     """Median seconds of an all_reduce while every thread of this process runs under `policy`."""
     import torch.distributed as dist
 
-    for thread in os.listdir("/proc/self/task"):
-        os.sched_setscheduler(int(thread), policy, os.sched_param(0))
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setscheduler(int(thread.name), policy, os.sched_param(0))
     values, seconds = torch.ones(words, dtype=torch.int64), []
     for _time in range(times):
         start_s = time.perf_counter()

@@ -101,8 +101,8 @@ def _products(operation: Operation) -> tuple[float, float, float, float]:
     products = prod(operation.output[:-2]) if each else 1
     columns = 1 if not operation.output else operation.output[1 if operation.op == "convolution" else -1]
     result_bytes = WORD_BYTES * operation.elements / products
-    beyond = (max(0.0, 1 - near / result_bytes) for near in (_FIRST_CACHE_BYTES, _SECOND_CACHE_BYTES))
-    return float(macs), macs / columns, *(macs * share for share in beyond)
+    second, far = (macs * max(0.0, 1 - near / result_bytes) for near in (_FIRST_CACHE_BYTES, _SECOND_CACHE_BYTES))
+    return float(macs), macs / columns, second, far
 
 
 def largest_message_bytes(operation: Operation, scheme: Scheme) -> int:

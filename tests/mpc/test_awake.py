@@ -27,9 +27,9 @@ def test_guests_never_sleep_and_other_cores_lightly(files: tuple[Path, Path], dr
     assert awake.can_keep_awake() and this_machine().kept_awake
     awake.keep_awake()
     assert struct.unpack("=i", files[0].read_bytes()) == (latency_us,)
-    held = [n for n in os.listdir("/dev/fd") if os.path.realpath(f"/dev/fd/{n}") == str(files[0].resolve())]
+    held = [open_file for open_file in Path("/dev/fd").iterdir() if open_file.resolve() == files[0].resolve()]
     assert held  # it stays open, or the kernel would forget it
-    os.close(int(held[0]))
+    os.close(int(held[0].name))
 
 
 @pytest.mark.parametrize("driver", ["none\n", None])

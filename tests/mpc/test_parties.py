@@ -40,13 +40,15 @@ def test_results_come_in_party_order_with_pinned_threads() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="policies of scheduling are Linux's")
 @pytest.mark.parametrize(
-    ("scheme", "policy"), [(Scheme(), "SCHED_BATCH"), (Scheme(transport="direct"), "SCHED_OTHER")], ids=["gloo", "direct"]
+    ("scheme", "policy"),
+    [(Scheme(), "SCHED_BATCH"), (Scheme(transport="direct"), "SCHED_OTHER")],
+    ids=["gloo", "direct"],
 )
 def test_no_thread_of_gloo_takes_the_place_of_another(scheme: Scheme, policy: str) -> None:
     with Parties(scheme) as parties:
         for process in parties.process_ids:
-            threads = {int(thread) for thread in os.listdir(f"/proc/{process}/task")}
-            gloo = {t for t in threads if "gloo" in Path(f"/proc/{process}/task/{t}/comm").read_text()}
+            threads = Path(f"/proc/{process}/task").iterdir()
+            gloo = {int(thread.name) for thread in threads if "gloo" in (thread / "comm").read_text()}
             assert bool(gloo) == (scheme.transport == "gloo")
             assert {os.sched_getscheduler(thread) for thread in gloo or {process}} == {getattr(os, policy)}
 
