@@ -97,8 +97,8 @@ def _products(operation: Operation) -> tuple[float, float, float, float]:
     macs = Trace((operation,)).macs
     if not macs:
         return 0.0, 0.0, 0.0, 0.0
-    each = operation.op == "matmul" and all(len(operand.shape) > 2 for operand in operation.operands[:2])
-    products = prod(operation.output[:-2]) if each else 1
+    many = operation.op == "matmul" and all(len(operand.shape) > 2 for operand in operation.operands[:2])
+    products = prod(operation.output[:-2]) if many else 1  # one for each image and head, where both operands have them
     columns = 1 if not operation.output else operation.output[1 if operation.op == "convolution" else -1]
     result_bytes = WORD_BYTES * operation.elements / products
     second, far = (macs * max(0.0, 1 - near / result_bytes) for near in (_FIRST_CACHE_BYTES, _SECOND_CACHE_BYTES))

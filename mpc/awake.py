@@ -20,15 +20,27 @@ _LIGHT_SLEEP_US = 2  # of a core that is not a guest's: its first sleeping state
 
 def can_keep_awake() -> bool:
     """Whether this user may keep cores awake, on a machine whose cores obey."""
-    return _driver() not in ("", "none") and os.access(_REQUEST, os.W_OK)
+    request = _opened()
+    if request is not None:
+        os.close(request)
+    return request is not None
 
 
 def keep_awake() -> None:
     """Keep all cores awake until this process ends, however it does; nothing happens where it may not."""
-    if not can_keep_awake():
-        return
-    request = os.open(_REQUEST, os.O_WRONLY)  # holds for as long as it is open: it is never closed
-    os.write(request, struct.pack("=i", 0 if _driver() == _GUEST_DRIVER else _LIGHT_SLEEP_US))
+    request = _opened()
+    if request is not None:  # it holds for as long as it is open: it is never closed
+        os.write(request, struct.pack("=i", 0 if _driver() == _GUEST_DRIVER else _LIGHT_SLEEP_US))
+
+
+def _opened() -> int | None:
+    """The file to ask by; a container may show it and yet refuse to open it."""
+    if _driver() in ("", "none"):
+        return None
+    try:
+        return os.open(_REQUEST, os.O_WRONLY)
+    except OSError:
+        return None
 
 
 def _driver() -> str:

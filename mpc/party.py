@@ -101,7 +101,7 @@ def _let_threads_finish() -> None:
     """Let no thread of this process be interrupted by another that wakes up; threads started from here on inherit it.
 
     gloo's receiving thread asks again and again for a lock that a sender holds. Woken by the sender on the core that
-    they share, it takes the sender's place and keeps it for what is left of the time slice: 4 ms, one message in four.
+    they share, it takes the sender's place for what is left of the time slice, up to 4 ms (`docs/measured.md`).
     """
     if hasattr(os, "SCHED_BATCH"):  # Linux only, open to every user
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

@@ -48,6 +48,14 @@ def test_a_link_that_cannot_be_shaped_is_advice_with_its_reason(monkeypatch: pyt
     assert doctor._shaped_link().ok
 
 
+def test_cores_that_may_sleep_are_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "can_keep_awake", lambda: False)
+    check = doctor._cores_awake()
+    assert (check.ok, check.needed) == (False, False) and "/dev/cpu_dma_latency" in check.fix
+    monkeypatch.setattr(doctor, "can_keep_awake", lambda: True)
+    assert doctor._cores_awake().ok
+
+
 @pytest.mark.parties
 def test_two_processes_meet_on_loopback() -> None:
     assert doctor._meet_on_loopback() == [0, 0]

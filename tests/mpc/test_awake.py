@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from bench.doctor import examine
 from bench.machine import this_machine
 from mpc import awake
 
@@ -40,10 +39,9 @@ def test_nothing_is_asked_where_cores_would_not_obey(files: tuple[Path, Path], d
     assert not awake.can_keep_awake() and files[0].read_bytes() == b""
 
 
-def test_doctor_says_what_to_do_where_cores_may_sleep(
-    monkeypatch: pytest.MonkeyPatch, files: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_file_that_will_not_open_is_no_failure(files: tuple[Path, Path]) -> None:
     files[1].write_text("haltpoll")
-    monkeypatch.setattr(awake, "_REQUEST", tmp_path / "none")
-    (check,) = [check for check in examine(tmp_path) if check.name == "cores kept awake"]
-    assert not check.ok and not check.needed and "/dev/cpu_dma_latency" in check.fix
+    files[0].unlink()
+    files[0].mkdir()  # refused to root too, as by the device rules of a container
+    awake.keep_awake()
+    assert not awake.can_keep_awake()
