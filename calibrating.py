@@ -42,6 +42,8 @@ CALIBRATION_LINK_REPEATS = 7
 REFERENCES = 4  # networks of the calibration that the test measures again
 # Runs of a workload in each pass, after a warm-up; their median is a sample. Over gloo one takes ten times as long.
 IN_A_ROW = {"direct": 3, "gloo": 1}
+# Sweeps in each pass of a test: a short operation scatters by a fifth, and a sweep takes less than the networks.
+SWEEPS_OF_A_TEST = {"direct": 3, "gloo": 1}
 
 
 def calibrate(
@@ -100,7 +102,8 @@ def compare_with_measured(
     as it was frozen stand, under "paced", those of the model at that pace.
     """
     workloads: list[Workload] = [*test.layers, *test.networks, *references]
-    seen = measure(parties, model.scheme, test.cases, workloads, test.passes, on_run)
+    sweeps = SWEEPS_OF_A_TEST[model.scheme.transport]
+    seen = measure(parties, model.scheme, test.cases, workloads, test.passes, on_run, sweeps)
     then = {observation.what: observation.median_s for observation in fitted.observations}
     again = seen.observations[len(test.layers) + len(test.networks) :]
     pace = statistics.median(now.median_s / then[now.what] for now in again) if again else 1.0
@@ -203,8 +206,9 @@ def measure(
     workloads: Sequence[Workload],
     passes: int,
     on_run: OnRun = lambda *_: None,
+    sweeps: int = 1,
 ) -> Measured:
-    """Run the cases, in one sweep, and every workload in each pass, each pass in another order.
+    """Run the cases, in `sweeps` sweeps, and every workload in each pass, each pass in another order.
 
     The pace of a shared machine drifts over minutes, and an operation runs faster or slower after another one: medians
     over passes in changing order take neither for their own.
@@ -212,16 +216,18 @@ def measure(
     sweep = Sweep(cases).eval() if cases else None
     times = 1, IN_A_ROW[scheme.transport]
     items = [_item(workload.module, workload.input_shape, scheme, times, workload.what) for workload in workloads]
+    of_a_pass = list(items)
     if sweep is not None:  # its cases run in a row inside it
         items.append(_item(sweep, sweep.input_shape, scheme, (0, 1), "operations"))
+        of_a_pass += sweeps * items[-1:]
         run_module(parties, sweep, items[-1].inputs, scheme, ranges=items[-1].ranges)  # first calls are nobody's
-    count = passes * len(items)
+    count = passes * len(of_a_pass)
     for number in range(passes):
         generator = random.Random(number)
-        if sweep is not None:
-            generator.shuffle(sweep.order)
-        for place, item in enumerate(generator.sample(items, len(items))):
-            on_run(number * len(items) + place, count, item.what)
+        for place, item in enumerate(generator.sample(of_a_pass, len(of_a_pass))):
+            on_run(number * len(of_a_pass) + place, count, item.what)
+            if item.module is sweep:
+                generator.shuffle(sweep.order)
             item.runs.append(
                 run_module(
                     parties, item.module, item.inputs, scheme, None, item.in_a_row, item.warm_up, ranges=item.ranges

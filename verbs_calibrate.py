@@ -46,7 +46,9 @@ def calibrate(
     evaluate: Annotated[
         str, typer.Option(help="how much to test the fitted model on: none, quick, or full (several times as long)")
     ] = "quick",
-    passes: Annotated[int | None, typer.Option(min=1, help="runs of all that is tested; 5 of quick, 9 of full")] = None,
+    passes: Annotated[
+        int | None, typer.Option(min=1, help="passes over all that is tested; 5 of quick, 9 of full")
+    ] = None,
     links: Annotated[
         bool, typer.Option("--links/--no-links", help="also fit and test on emulated links, where there can be any")
     ] = True,

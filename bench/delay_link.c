@@ -14,9 +14,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <linux/if.h>
 #include <linux/if_tun.h>
 #include <linux/virtio_net.h>
+#include <malloc.h>
 #include <poll.h>
 #include <stddef.h>
 #include <sched.h>
@@ -33,14 +35,18 @@
 
 enum {
     MAX_PARTIES = 3,
-    MAX_FRAME_BYTES = 16384,   /* more than the 9014 bytes of a frame at MTU 9000, with the prefix */
-    QUEUE_FRAMES = 1 << 16,    /* 590 MB of full frames: 18 times the largest TCP buffer below */
+    MAX_FRAME_BYTES = 65600,   /* the most that TCP hands over at once, with headers and prefix */
+    QUEUE_FRAMES = 1 << 16,    /* 590 MB of frames of one segment: 18 times the largest TCP buffer below */
+    SIZES = 18,                /* binary digits of the largest frame's bytes, and one more */
     READS_AT_ONCE = 256,       /* frames taken from one device before those that are due are delivered */
     PREFIX_BYTES = sizeof(struct virtio_net_hdr), /* says what of the checksum is left to do: here nobody does it */
     LAST_ADDRESS_BYTE = 5,     /* of the destination, which an Ethernet frame begins with */
 };
 
 static const uint64_t NS_PER_S = 1000000000;
+/* From here on, 64 kB pass in half a millisecond or less. TCP then hands over several segments in one piece, which
+ * arrives as one, when its last bit does. Segment by segment, passing them on takes longer than a fast link does. */
+static const double PIECES_BYTES_PER_S = 125e6;
 static const uint64_t MAX_LATE_NS = 100000; /* more is another program's doing, and no reason to stay awake */
 
 struct frame {
@@ -64,7 +70,10 @@ struct link {
     struct queue *queues[MAX_PARTIES][MAX_PARTIES]; /* [from][to] */
     struct frame *spare;                            /* what the next frame is read into */
     uint64_t dropped;
-    uint64_t late_ns; /* how much later than asked a sleep ends: running mean */
+    uint64_t late_ns;           /* how much later than asked a sleep ends: running mean */
+    uint64_t least_late_ns;     /* the same of nearly every sleep, lately */
+    uint64_t handing_ns[SIZES]; /* how long it takes to hand over nearly every frame, by the digits of its bytes */
+    uint64_t came_ns;           /* when the frame came that ended the last sleep; 0 once it has been read */
 };
 
 /* Settings of each namespace. The first receive window holds ten jumbo frames; the largest buffer is 33 MB, 3 Gbit/s for
@@ -117,13 +126,14 @@ static void apply_settings(void) {
 }
 
 /* A new TAP device in the current namespace; it vanishes with this process. */
-static int new_device(const char *name) {
+static int new_device(const char *name, int in_pieces) {
     int device = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
     if (device < 0) fail("cannot open", "/dev/net/tun");
     struct ifreq request = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR};
     snprintf(request.ifr_name, sizeof request.ifr_name, "%s", name);
     if (ioctl(device, TUNSETIFF, &request) != 0) fail("cannot create TAP device", name);
-    if (ioctl(device, TUNSETOFFLOAD, TUN_F_CSUM) != 0) fail("cannot leave out checksums on", name);
+    unsigned long left_out = TUN_F_CSUM | (in_pieces ? TUN_F_TSO4 : 0);
+    if (ioctl(device, TUNSETOFFLOAD, left_out) != 0) fail("cannot leave out checksums on", name);
     return device;
 }
 
@@ -136,6 +146,16 @@ static void remove_names(int count, char *const *names) {
     }
 }
 
+/* Bytes that the link carries for a frame: a piece of several segments has the headers of each. */
+static double wire_bytes(const struct frame *frame) {
+    struct virtio_net_hdr prefix;
+    memcpy(&prefix, frame->data, sizeof prefix);
+    size_t bytes = frame->bytes - PREFIX_BYTES;
+    if (prefix.gso_type == VIRTIO_NET_HDR_GSO_NONE || prefix.gso_size == 0) return (double)bytes;
+    size_t segments = (bytes - prefix.hdr_len + prefix.gso_size - 1) / prefix.gso_size;
+    return (double)(bytes + (segments - 1) * prefix.hdr_len);
+}
+
 /* Takes the spare frame, unless nobody is to have it. */
 static void enqueue(struct link *link, int from) {
     struct frame *frame = link->spare;
@@ -146,10 +166,9 @@ static void enqueue(struct link *link, int from) {
         link->dropped++;
         return;
     }
-    uint64_t now = now_ns();
-    uint64_t starts_ns = queue->busy_until_ns > now ? queue->busy_until_ns : now;
-    double bytes = (double)(frame->bytes - PREFIX_BYTES);
-    uint64_t sending_ns = link->bytes_per_s > 0 ? (uint64_t)(bytes / link->bytes_per_s * 1e9) : 0;
+    uint64_t came_ns = link->came_ns != 0 ? link->came_ns : now_ns();
+    uint64_t starts_ns = queue->busy_until_ns > came_ns ? queue->busy_until_ns : came_ns;
+    uint64_t sending_ns = link->bytes_per_s > 0 ? (uint64_t)(wire_bytes(frame) / link->bytes_per_s * 1e9) : 0;
     queue->busy_until_ns = starts_ns + sending_ns;
     frame->due_ns = queue->busy_until_ns + link->delay_ns;
     size_t needed = offsetof(struct frame, data) + frame->bytes;
@@ -165,17 +184,30 @@ static void take_frames(struct link *link, int from) {
         if (bytes <= PREFIX_BYTES + LAST_ADDRESS_BYTE) return;
         link->spare->bytes = (size_t)bytes;
         enqueue(link, from);
+        link->came_ns = 0;
     }
 }
 
-/* Hands over the frames that are due; returns when the next one is, UINT64_MAX for an empty queue. */
+/* Falls sixteen times as fast as it rises, to what few are below: no frame is to be early because others were late. */
+static void take_into_low(uint64_t *low_ns, uint64_t taken_ns) {
+    if (taken_ns < *low_ns) *low_ns -= (*low_ns - taken_ns) / 4;
+    else *low_ns += ((taken_ns < MAX_LATE_NS ? taken_ns : MAX_LATE_NS) - *low_ns) / 64;
+}
+
+/* Hands over the frames that are due; returns when the next one is, UINT64_MAX for an empty queue. The receiver has a
+ * frame once it is handed over, so that this begins earlier by as long as it takes. */
 static uint64_t deliver(struct link *link, struct queue *queue, int device) {
     uint64_t now = now_ns();
     for (; queue->first < queue->end; queue->first++) {
         struct frame *frame = queue->ring[queue->first % QUEUE_FRAMES];
-        if (frame->due_ns > now) return frame->due_ns;
+        uint64_t *handing_ns = &link->handing_ns[64 - __builtin_clzll(frame->bytes)];
+        uint64_t begin_ns = frame->due_ns > *handing_ns ? frame->due_ns - *handing_ns : 0;
+        if (begin_ns > now) return begin_ns;
         if (write(device, frame->data, frame->bytes) != (ssize_t)frame->bytes) link->dropped++;
         free(frame);
+        uint64_t begun_ns = now;
+        now = now_ns();
+        take_into_low(handing_ns, now - begun_ns);
     }
     return UINT64_MAX;
 }
@@ -198,17 +230,26 @@ static uint64_t deliver_all(struct link *link, int *alone) {
 
 /* Waits for a frame from a party, for `next_ns` or for a signal. A processor at rest wakes late: before a frame that is
  * `alone`, the sleep is shorter by as much as the sleeps before it were late, and the rest of the time is spent awake.
- * Within a message of many frames it does not matter when each is handed over, and the processor is the parties'. */
+ * Within a message of many frames it does not matter when each is handed over, and the processor is the parties'. A
+ * frame that ends the sleep came before by as much as sleeps end late, but not before the sleep began. */
 static void wait_until(struct link *link, uint64_t next_ns, int alone, const sigset_t *while_waiting) {
     struct pollfd polled[MAX_PARTIES];
     for (int i = 0; i < link->parties; i++) polled[i] = (struct pollfd){.fd = link->devices[i], .events = POLLIN};
     uint64_t now = now_ns(), left_ns = next_ns > now ? next_ns - now : 0;
+    link->came_ns = 0;
     uint64_t early_ns = alone ? link->late_ns : 0;
     uint64_t sleep_ns = left_ns > early_ns ? left_ns - early_ns : 0;
     struct timespec sleep = {.tv_sec = (time_t)(sleep_ns / NS_PER_S), .tv_nsec = (long)(sleep_ns % NS_PER_S)};
-    if (ppoll(polled, (nfds_t)link->parties, next_ns == UINT64_MAX ? NULL : &sleep, while_waiting) != 0) return;
+    if (ppoll(polled, (nfds_t)link->parties, next_ns == UINT64_MAX ? NULL : &sleep, while_waiting) != 0) {
+        uint64_t woken_ns = now_ns(), slept_ns = woken_ns - now;
+        link->came_ns = woken_ns - (slept_ns < link->least_late_ns ? slept_ns : link->least_late_ns);
+        return;
+    }
     uint64_t late_ns = now_ns() - now - sleep_ns;
-    if (sleep_ns > 0) link->late_ns = (7 * link->late_ns + (late_ns < MAX_LATE_NS ? late_ns : MAX_LATE_NS)) / 8;
+    if (sleep_ns > 0) {
+        link->late_ns = (7 * link->late_ns + (late_ns < MAX_LATE_NS ? late_ns : MAX_LATE_NS)) / 8;
+        take_into_low(&link->least_late_ns, late_ns);
+    }
     while (now_ns() < next_ns) continue;
 }
 
@@ -216,7 +257,7 @@ static void open_link(struct link *link, const char *interface, char *const *nam
     for (int i = 0; i < link->parties; i++) {
         enter(names[i]);
         apply_settings();
-        link->devices[i] = new_device(interface);
+        link->devices[i] = new_device(interface, link->bytes_per_s == 0 || link->bytes_per_s >= PIECES_BYTES_PER_S);
         for (int to = 0; to < link->parties; to++) {
             if (to != i && (link->queues[i][to] = calloc(1, sizeof(struct queue))) == NULL) fail("cannot", "allocate");
         }
@@ -254,6 +295,7 @@ int main(int count, char **arguments) {
     };
     char *const *names = arguments + 5;
     sigset_t while_waiting = end_with_parent((pid_t)strtol(arguments[1], NULL, 10));
+    mallopt(M_TRIM_THRESHOLD, INT_MAX); /* memory of frames is used again, not given back and asked for */
     be_prompt();
     open_link(&link, arguments[4], names);
     puts("ready");

@@ -21,12 +21,12 @@ from scipy.optimize import minimize, nnls
 from cost_models.features import DEALER_FEATURES, ONLINE_FEATURES, PLACES, Vector, counts, model_key, trace_counts
 from cost_models.linear import POOLED, QUANTILES, Coefficients, CostModel, InNetwork, Spread
 from cost_models.observations import Observation, OperationSamples
+from cost_models.sweep import FEWEST
 from mpc.network import LOOPBACK
 from mpc.scheme import Scheme
 
 _ROBUST_STEPS = 20
 _ROBUST_RELATIVE = 0.05  # residuals beyond this weigh by their size, not its square (Huber)
-_FEWEST = 4  # shapes of one kind of operation that a fit of its own needs
 _PRIOR = 9.0  # operations that the prior of one kind inside networks weighs as much as
 _NO_SPREAD = Spread(0.0, 0.0, 0.0, (0.0, 0.0, 0.0, 0.0))
 
@@ -45,14 +45,14 @@ def fit(
     dealer seconds. Raises ValueError for unfit observations.
     """
     _demand_comparable(networks, scheme)
-    if len(samples) < _FEWEST:
-        raise ValueError(f"a fit needs at least {_FEWEST} operations, got {len(samples)}; run the whole plan")
+    if len(samples) < FEWEST:
+        raise ValueError(f"a fit needs at least {FEWEST} operations, got {len(samples)}; run the whole plan")
     alone = CostModel(_coefficients(samples, scheme), scheme, machine, _NO_SPREAD, threads=threads)
     residuals = [*_left_out_operations(scheme, samples), *_left_out_networks(alone, networks)]
     return replace(
         alone,
         in_networks=_inside(alone, networks),
-        spread=spread_of(residuals),
+        spread=replace(spread_of(residuals), pace=pace_spread(samples)),
         dealer=_dealer(networks, scheme),
         _costs={},
     )
@@ -93,7 +93,7 @@ def _coefficients(samples: Iterable[OperationSamples], scheme: Scheme) -> dict[s
     for sample in samples:
         groups[model_key(sample.operation)].append(sample)
         groups[POOLED].append(sample)
-    return {key: _fit_group(group, scheme) for key, group in groups.items() if key == POOLED or len(group) >= _FEWEST}
+    return {key: _fit_group(group, scheme) for key, group in groups.items() if key == POOLED or len(group) >= FEWEST}
 
 
 def _fit_group(group: Sequence[OperationSamples], scheme: Scheme) -> Coefficients:
@@ -135,7 +135,7 @@ def _left_out_operations(scheme: Scheme, samples: Sequence[OperationSamples]) ->
         groups[model_key(sample.operation)].append(sample)
     residuals = []
     for group in groups.values():
-        if len(group) <= _FEWEST:
+        if len(group) <= FEWEST:
             continue
         matrix, measured_s = _matrix(group, scheme)
         for out in range(len(group)):
@@ -178,6 +178,17 @@ def spread_of(residuals: Sequence[Residual]) -> Spread:
     common, independent, jitter_s = (float(value) for value in np.exp(best.x))
     low, lower, upper, high = (_conformal(logs / scales(best.x), level) for level in QUANTILES)
     return Spread(common, independent, jitter_s, (low, lower, upper, high))
+
+
+def pace_spread(samples: Sequence[OperationSamples]) -> float:
+    """How far passes lie apart: standard deviation of the logarithm of a pass's pace, which all operations share.
+
+    The pace of a pass is the median, over the operations, of its seconds over their median of all passes. Every
+    operation has a sample of every pass.
+    """
+    seconds = np.log([sample.online_s for sample in samples])
+    paces = np.median(seconds - np.median(seconds, axis=1, keepdims=True), axis=0)
+    return float(np.std(paces))
 
 
 def _conformal(scores: Vector, level: float) -> float:

@@ -102,26 +102,31 @@ LINK_SIDES = (-1.0, -0.41, 0.41, 1.0)
 class Spread:
     """How far the logarithm of measured seconds lies from that of predicted ones.
 
-    Its scale is sqrt(common^2 + independent^2 sum(w^2) + (jitter_s / seconds)^2), w being each operation's share of
-    compute: what all operations share, what cancels between them, and what a short run cannot average out. `scores` are
-    the QUANTILES of residual / scale on workloads that were left out of the fit (conformal prediction, so that
-    intervals hold whatever the distribution). Raises ValueError for negative scales or quantiles out of order.
+    Its scale is sqrt(common^2 + independent^2 sum(w^2) + (jitter_s / seconds)^2 + pace^2), w being each operation's
+    share of compute: what all operations share, what cancels between them, what a short run cannot average out, and by
+    how much the machine itself is faster in one pass of the calibration than in another. `scores` are the QUANTILES of
+    residual / scale, without `pace`, on workloads that were left out of the fit (conformal prediction, so that
+    intervals hold whatever the distribution): the residuals are of the same passes, and cannot know it. Raises
+    ValueError for negative scales or quantiles out of order.
     """
 
     common: float
     independent: float
     jitter_s: float
     scores: tuple[float, float, float, float]
+    pace: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.common, self.independent, self.jitter_s) < 0 or sorted(self.scores) != list(self.scores):
+        scales = self.common, self.independent, self.jitter_s, self.pace
+        if min(scales) < 0 or sorted(self.scores) != list(self.scores):
             raise ValueError(f"a spread has scales >= 0 and quantiles in order, got {self}")
 
     def scale(self, compute_s: float, shares2: float) -> float:
         """The scale of the log residual of compute; `shares2` is sum(w^2), 1 for one operation."""
         if compute_s <= 0:
             return 0.0
-        return math.sqrt(self.common**2 + self.independent**2 * shares2 + (self.jitter_s / compute_s) ** 2)
+        shared = self.common**2 + self.pace**2
+        return math.sqrt(shared + self.independent**2 * shares2 + (self.jitter_s / compute_s) ** 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +294,7 @@ class CostModel:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a record, schema first."""
-        spread = {name: getattr(self.spread, name) for name in ("common", "independent", "jitter_s")}
+        spread = {name: getattr(self.spread, name) for name in ("common", "independent", "jitter_s", "pace")}
         return {
             "schema": SCHEMA,
             "record": RECORD,

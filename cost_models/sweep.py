@@ -27,6 +27,7 @@ HEAD_DIMS = (16, 32, 48, 64)
 HEADS = (1, 12)
 MLP_RATIOS = (0.5, 1.0, 2.0, 4.0)
 RUNS = 4  # in a row; the first warms up, the median of the others is a sample
+FEWEST = 4  # shapes of one kind of operation that a fit of its own needs
 BATCHES = (1, 1, 1, 2, 4, 8, 16, 32)  # most predictions are for single images
 
 
@@ -165,6 +166,16 @@ CASES: Mapping[str, Callable[[Sizes], _Case]] = {
     "class_norm": lambda s: _Layer(nn.LayerNorm(s.dim), (s.batch, s.dim)),
 }
 
+# Cases to fit, in shares of one name's: products have the most to tell apart (rows, columns, caches), those of two
+# secrets and convolutions are fitted by themselves, and what only adds or scales is soon known.
+FITTED_SHARES: Mapping[str, float] = {
+    "patches": 2.0,
+    "scores": 2.0,
+    "values": 2.0,
+    **dict.fromkeys(("qkv", "fc1", "fc2", "head", "relu", "relu_hidden"), 0.75),
+    **dict.fromkeys(("scale", "divide", "shift", "residual", "position", "class_norm"), 0.5),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -253,24 +264,32 @@ class Limits:
 LIMITS: Mapping[str, Limits] = {"crypten": Limits(120_000, 200_000_000), "tuned": Limits(600_000, 400_000_000)}
 
 
-def draw_cases(seed: int, each: int, limits: Limits, avoid: Sequence[Case] = ()) -> list[Case]:
+def draw_cases(
+    seed: int,
+    each: int,
+    limits: Limits,
+    avoid: Sequence[Case] = (),
+    shares: Mapping[str, float] | None = None,
+) -> list[Case]:
     """`each` cases of every name within `limits`, spread evenly over the logarithm of their elements, in random order.
 
-    The same for the same seed; none has the shapes of one of `avoid`. Sizes are drawn as networks have them. Raises
-    ValueError where too few of those drawn are within the limits.
+    A name in `shares` has that many times as many, but no fewer than FEWEST unless `each` is. Same seed, same cases;
+    none has the shapes of one of `avoid`. Sizes are drawn as networks have them. Raises ValueError where too few of
+    those drawn are within the limits.
     """
     generator = random.Random(seed)
     taken = {case.label for case in avoid}
     cases: list[Case] = []
     for name in CASES:
+        count = max(min(each, FEWEST), round(each * (shares or {}).get(name, 1.0)))
         pool: dict[str, Case] = {}
-        for _ in range(30 * each):
+        for _ in range(30 * count):
             case = Case(name, _draw_sizes(generator))
             if case.elements <= limits.elements and case.macs <= limits.macs and case.label not in taken:
                 pool[case.label] = case
-        if len(pool) < each:
-            raise ValueError(f"only {len(pool)} of {each} cases of {name} are within {limits}; allow larger ones")
-        cases += _spread(sorted(pool.values(), key=lambda case: case.elements), each)
+        if len(pool) < count:
+            raise ValueError(f"only {len(pool)} of {count} cases of {name} are within {limits}; allow larger ones")
+        cases += _spread(sorted(pool.values(), key=lambda case: case.elements), count)
     generator.shuffle(cases)
     return cases
 

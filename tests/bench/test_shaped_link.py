@@ -237,7 +237,7 @@ def test_round_trips_take_two_delays(delay_ms: float) -> None:
 
 @pytest.mark.parties
 @needs_link
-@pytest.mark.parametrize("rate_mbit", [100, 400])
+@pytest.mark.parametrize("rate_mbit", [100, 400, 1500])  # the last in pieces of several segments
 def test_a_transfer_has_the_rate_less_headers(rate_mbit: float) -> None:
     payload_bytes = 20_000_000
     with shaped_link(link_of(rate_mbit, 0.5)) as wire:

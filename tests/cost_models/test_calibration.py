@@ -54,8 +54,9 @@ def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_test_of_a_model_holds_nothing_that_it_was_fitted_to(protocols: str) -> None:
     fitted = plan(protocols, EFFORT)
     test = evaluation_plan(fitted, protocols, EFFORT)
+    assert sorted(case.name for case in test.cases) == sorted(CASES)
+    assert {case.name for case in fitted.cases} == set(CASES)
     for cases in (fitted.cases, test.cases):
-        assert sorted(case.name for case in cases) == sorted(CASES)
         assert max(case.elements for case in cases) <= LIMITS[protocols].elements
     assert not {case.label for case in fitted.cases} & {case.label for case in test.cases}
     nameless = [{dataclasses.replace(w.spec, name="") for w in each.networks} for each in (fitted, test)]

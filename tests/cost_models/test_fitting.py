@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cost_models.features import UNITS, counts, trace_counts
-from cost_models.fitting import Residual, fit, nonnegative_relative, spread_of
+from cost_models.fitting import Residual, fit, nonnegative_relative, pace_spread, spread_of
 from cost_models.linear import POOLED, CostModel, InNetwork
 from cost_models.observations import Observation, OperationSamples
 from mpc.network import LOOPBACK, network
@@ -211,6 +211,19 @@ def test_intervals_hold_as_often_as_they_say() -> None:
     # 2,000, which share 100 calibrations.
     assert abs(np.mean(inside_90) - 0.9) < 4 * math.sqrt(0.9 * 0.1 * (1 / 2000 + 1 / (100 * 41)))
     assert abs(np.mean(inside_50) - 0.5) < 4 * math.sqrt(0.25 * (1 / 2000 + 1 / (100 * 41)))
+
+
+def test_a_machine_that_is_slower_in_some_passes_widens_every_interval() -> None:
+    generator = np.random.default_rng(11)
+    steady = sampled(drawn(generator, 20), generator, noise=0.01)
+    factors = (1.0, 1.3, 1.0, 1.3, 1.0)
+    uneven = [replace(s, online_s=tuple(t * f for t, f in zip(s.online_s, factors, strict=True))) for s in steady]
+    assert pace_spread(steady) < 0.005
+    assert pace_spread(uneven) == pytest.approx(math.log(1.3) * math.sqrt(0.4 * 0.6), rel=0.02)
+    assert pace_spread([replace(s, online_s=s.online_s[:1]) for s in steady]) == 0.0
+    narrow, wide = (fitted(samples, []).spread for samples in (steady, uneven))
+    assert wide.pace == pace_spread(uneven)
+    assert wide.scale(1.0, 0.0) > wide.pace > 10 * narrow.scale(1.0, 0.0)
 
 
 def test_scales_tell_short_runs_and_single_operations_apart() -> None:

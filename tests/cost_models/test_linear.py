@@ -99,6 +99,16 @@ def test_errors_of_many_operations_cancel() -> None:
         assert estimate.p95_s == pytest.approx(count * RELU_S * math.exp(2 * scale))
 
 
+def test_the_pace_of_the_machine_is_shared_by_all_operations() -> None:
+    uneven = Spread(0.3, 0.4, 0.0, (-2.0, -1.0, 1.0, 2.0), pace=1.2)
+    assert uneven.scale(1.0, 0.0) == pytest.approx(math.hypot(0.3, 1.2))
+    assert uneven.scale(1.0, 0.25) == pytest.approx(math.hypot(0.3, 0.2, 1.2))
+    record = model(spread=uneven, machine=this_machine().to_json()).to_json()
+    assert CostModel.from_json(record).spread == uneven
+    del record["spread"]["pace"]  # as written before there was one
+    assert CostModel.from_json(record).spread.pace == 0.0
+
+
 def test_a_short_run_scatters_by_its_jitter() -> None:
     jittery = model(spread=Spread(0.0, 0.0, 3e-3, (-2.0, -1.0, 1.0, 2.0)), in_networks={POOLED: InNetwork()})
     estimate = jittery.seconds(ONE, SCHEME, LOOPBACK)
@@ -246,7 +256,13 @@ def test_a_model_that_makes_no_sense_cannot_be_built(change: dict[str, object], 
 
 
 @pytest.mark.parametrize(
-    "spread", [(-0.1, 0.0, 0.0, (0.0,) * 4), (0.0, 0.0, -1e-6, (0.0,) * 4), (0.1, 0.1, 0.0, (-1.0, 0.5, 0.2, 1.0))]
+    "spread",
+    [
+        (-0.1, 0.0, 0.0, (0.0,) * 4),
+        (0.0, 0.0, -1e-6, (0.0,) * 4),
+        (0.0, 0.0, 0.0, (0.0,) * 4, -0.1),
+        (0.1, 0.1, 0.0, (-1.0, 0.5, 0.2, 1.0)),
+    ],
 )
 def test_a_spread_has_scales_and_quantiles_in_order(spread: tuple[object, ...]) -> None:
     with pytest.raises(ValueError, match="scales >= 0 and quantiles in order"):

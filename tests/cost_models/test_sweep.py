@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cost_models.features import model_key
-from cost_models.sweep import CASES, LIMITS, RUNS, Case, Limits, Sizes, Sweep, draw_cases, number_of
+from cost_models.sweep import CASES, FITTED_SHARES, LIMITS, RUNS, Case, Limits, Sizes, Sweep, draw_cases, number_of
 from mpc.reading import shape_reading
 from mpc.scheme import Scheme
 from mpc.trace import Trace
@@ -136,3 +136,11 @@ def test_limits_are_known_for_every_protocol_set() -> None:
 def test_limits_that_leave_too_few_cases_are_refused() -> None:
     with pytest.raises(ValueError, match=r"only 0 of 2 cases of qkv are within Limits\(elements=100.*allow larger"):
         draw_cases(1, 2, Limits(100, 1000))
+
+
+def test_shares_say_how_many_cases_of_a_name_are_drawn_but_never_fewer_than_a_fit_needs() -> None:
+    counted = [Counter(case.name for case in draw_cases(1, each, TINY, shares=FITTED_SHARES)) for each in (2, 6)]
+    assert counted[0] == {name: 4 if name in ("patches", "scores", "values") else 2 for name in CASES}
+    assert counted[1] == {name: max(4, round(6 * FITTED_SHARES.get(name, 1.0))) for name in CASES}
+    assert counted[1]["scores"] == 12
+    assert counted[1]["position"] == 4
