@@ -75,9 +75,9 @@ def connect(host: str, payload_bytes: int) -> tuple[socket.socket, float]:
     """A connection over which `payload_bytes` were sent, and the seconds until the other side said so."""
     connection = socket.create_connection((host, PORT))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    payload = bytes(payload_bytes)
+    message = payload_bytes.to_bytes(8, "big") + bytes(payload_bytes)
     start_s = time.monotonic()
-    connection.sendall(payload_bytes.to_bytes(8, "big") + payload)
+    connection.sendall(message)
     connection.recv(1)
     return connection, time.monotonic() - start_s
 
