@@ -20,7 +20,14 @@ from bench.machine import this_machine
 from bench.running import ranges_for
 from bench.secure_run import SecureRun, run_module
 from bench.shaped_link import why_not
-from cost_models.calibration import CALIBRATION_LINKS, CalibrationPlan, EvaluationPlan, NetworkWorkload, Workload
+from cost_models.calibration import (
+    CALIBRATION_LINKS,
+    FEWEST_PASSES,
+    CalibrationPlan,
+    EvaluationPlan,
+    NetworkWorkload,
+    Workload,
+)
 from cost_models.evaluation import Evaluation, Point, evaluate, scored
 from cost_models.fitting import fit
 from cost_models.linear import LINK_SIDES, CostModel
@@ -61,7 +68,7 @@ def calibrate(
     """
     scheme = parties.scheme
     others, started_s = Disturbance(parties.process_ids), time.monotonic()
-    fitted = measure(parties, scheme, plan.cases, plan.networks, plan.passes, on_run)
+    fitted = measure(parties, scheme, plan.cases, plan.networks, plan.passes, on_run, budget_s=plan.budget_s)
     model = fit(fitted.samples, fitted.observations, scheme, this_machine().to_json(), parties.threads)
     why_none = why_no_links(scheme) if links else "--no-links"
     links = why_none is None
@@ -71,6 +78,7 @@ def calibrate(
         **model.to_json(),
         "calibration_s": time.monotonic() - started_s,
         "frozen_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "passes": len(fitted.samples[0].online_s),
         "others_share": others.share(),
         "no_links": why_none,
         "evaluation": {},
@@ -207,11 +215,13 @@ def measure(
     passes: int,
     on_run: OnRun = lambda *_: None,
     sweeps: int = 1,
+    budget_s: float = math.inf,
 ) -> Measured:
     """Run the cases, in `sweeps` sweeps, and every workload in each pass, each pass in another order.
 
     The pace of a shared machine drifts over minutes, and an operation runs faster or slower after another one: medians
-    over passes in changing order take neither for their own.
+    over passes in changing order take neither for their own. No pass begins, after FEWEST_PASSES, that would likely end
+    later than `budget_s` after the first.
     """
     sweep = Sweep(cases).eval() if cases else None
     times = 1, IN_A_ROW[scheme.transport]
@@ -221,8 +231,11 @@ def measure(
         items.append(_item(sweep, sweep.input_shape, scheme, (0, 1), "operations"))
         of_a_pass += sweeps * items[-1:]
         run_module(parties, sweep, items[-1].inputs, scheme, ranges=items[-1].ranges)  # first calls are nobody's
-    count = passes * len(of_a_pass)
+    count, started_s = passes * len(of_a_pass), time.monotonic()
     for number in range(passes):
+        spent_s = time.monotonic() - started_s
+        if number >= FEWEST_PASSES and spent_s * (number + 1) / number > budget_s:
+            break
         generator = random.Random(number)
         for place, item in enumerate(generator.sample(of_a_pass, len(of_a_pass))):
             on_run(number * len(of_a_pass) + place, count, item.what)

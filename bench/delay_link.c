@@ -20,6 +20,7 @@
 #include <linux/virtio_net.h>
 #include <malloc.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stddef.h>
 #include <sched.h>
 #include <signal.h>
@@ -27,6 +28,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -65,15 +67,20 @@ struct queue {
 struct link {
     int parties;
     int devices[MAX_PARTIES];
+    int ending; /* an event that threads wait for: the link ends */
     uint64_t delay_ns;
     double bytes_per_s;
-    struct queue *queues[MAX_PARTIES][MAX_PARTIES]; /* [from][to] */
-    struct frame *spare;                            /* what the next frame is read into */
+};
+
+/* What one party sends, which a thread of its own passes on: what the others send at the same time is not held up. */
+struct sender {
+    const struct link *link;
+    int party;
+    struct queue *queues[MAX_PARTIES]; /* by receiver */
+    struct frame *spare;               /* what the next frame is read into */
     uint64_t dropped;
     uint64_t late_ns;           /* how much later than asked a sleep ends: running mean */
-    uint64_t least_late_ns;     /* the same of nearly every sleep, lately */
-    uint64_t handing_ns[SIZES]; /* how long it takes to hand over nearly every frame, by the digits of its bytes */
-    uint64_t came_ns;           /* when the frame came that ended the last sleep; 0 once it has been read */
+    uint64_t handing_ns[SIZES]; /* how long it takes to hand over a frame, lower quartile, by the digits of its bytes */
 };
 
 /* Settings of each namespace. The first receive window holds ten jumbo frames; the largest buffer is 33 MB, 3 Gbit/s for
@@ -82,16 +89,10 @@ static const char *const SETTINGS[][2] = {
     {"/proc/sys/net/ipv4/tcp_rmem", "4096 1048576 33554432"},
     {"/proc/sys/net/ipv4/tcp_wmem", "4096 1048576 33554432"},
     {"/proc/sys/net/ipv4/tcp_congestion_control", "reno"},
-    {"/proc/sys/net/ipv4/tcp_no_metrics_save", "1"},      /* a connection learns nothing from those before it */
-    {"/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"},    /* its announcements would share the link */
+    {"/proc/sys/net/ipv4/tcp_tso_win_divisor", "64"},   /* pieces leave as soon as their segments would */
+    {"/proc/sys/net/ipv4/tcp_no_metrics_save", "1"},    /* a connection learns nothing from those before it */
+    {"/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"},  /* its announcements would share the link */
 };
-
-static volatile sig_atomic_t ended = 0;
-
-static void end(int signal_number) {
-    (void)signal_number;
-    ended = 1;
-}
 
 static void fail(const char *what, const char *name) {
     fprintf(stderr, "%s %s: %s\n", what, name, strerror(errno));
@@ -157,16 +158,17 @@ static double wire_bytes(const struct frame *frame) {
 }
 
 /* Takes the spare frame, unless nobody is to have it. */
-static void enqueue(struct link *link, int from) {
-    struct frame *frame = link->spare;
-    int to = frame->data[PREFIX_BYTES + LAST_ADDRESS_BYTE];
-    if (frame->data[PREFIX_BYTES] & 1 || to >= link->parties || to == from) return; /* multicast: nobody listens */
-    struct queue *queue = link->queues[from][to];
+static void enqueue(struct sender *sender) {
+    const struct link *link = sender->link;
+    struct frame *frame = sender->spare;
+    int to = frame->data[PREFIX_BYTES + LAST_ADDRESS_BYTE], multicast = frame->data[PREFIX_BYTES] & 1;
+    if (multicast || to >= link->parties || to == sender->party) return;
+    struct queue *queue = sender->queues[to];
     if (queue->end - queue->first >= QUEUE_FRAMES) {
-        link->dropped++;
+        sender->dropped++;
         return;
     }
-    uint64_t came_ns = link->came_ns != 0 ? link->came_ns : now_ns();
+    uint64_t came_ns = now_ns();
     uint64_t starts_ns = queue->busy_until_ns > came_ns ? queue->busy_until_ns : came_ns;
     uint64_t sending_ns = link->bytes_per_s > 0 ? (uint64_t)(wire_bytes(frame) / link->bytes_per_s * 1e9) : 0;
     queue->busy_until_ns = starts_ns + sending_ns;
@@ -174,113 +176,125 @@ static void enqueue(struct link *link, int from) {
     size_t needed = offsetof(struct frame, data) + frame->bytes;
     struct frame *kept = realloc(frame, needed); /* in place: many small frames must not take the room of large ones */
     queue->ring[queue->end++ % QUEUE_FRAMES] = kept != NULL ? kept : frame;
-    link->spare = NULL;
+    sender->spare = NULL;
 }
 
-static void take_frames(struct link *link, int from) {
+static void take_frames(struct sender *sender) {
+    int device = sender->link->devices[sender->party];
     for (int i = 0; i < READS_AT_ONCE; i++) {
-        if (link->spare == NULL && (link->spare = malloc(sizeof *link->spare)) == NULL) fail("cannot", "allocate");
-        ssize_t bytes = read(link->devices[from], link->spare->data, sizeof link->spare->data);
+        if (sender->spare == NULL) sender->spare = malloc(sizeof *sender->spare);
+        if (sender->spare == NULL) fail("cannot", "allocate");
+        ssize_t bytes = read(device, sender->spare->data, sizeof sender->spare->data);
         if (bytes <= PREFIX_BYTES + LAST_ADDRESS_BYTE) return;
-        link->spare->bytes = (size_t)bytes;
-        enqueue(link, from);
-        link->came_ns = 0;
+        sender->spare->bytes = (size_t)bytes;
+        enqueue(sender);
     }
 }
 
-/* Falls sixteen times as fast as it rises, to what few are below: no frame is to be early because others were late. */
-static void take_into_low(uint64_t *low_ns, uint64_t taken_ns) {
-    if (taken_ns < *low_ns) *low_ns -= (*low_ns - taken_ns) / 4;
-    else *low_ns += ((taken_ns < MAX_LATE_NS ? taken_ns : MAX_LATE_NS) - *low_ns) / 64;
+/* The quartile that three of four are above, lately: a step down is three times one up. */
+static void take_into_quartile(uint64_t *quartile_ns, uint64_t taken_ns) {
+    uint64_t step_ns = *quartile_ns / 16 + 250;
+    if (taken_ns > *quartile_ns) *quartile_ns += step_ns / 3;
+    else *quartile_ns -= step_ns < *quartile_ns ? step_ns : *quartile_ns;
 }
 
 /* Hands over the frames that are due; returns when the next one is, UINT64_MAX for an empty queue. The receiver has a
  * frame once it is handed over, so that this begins earlier by as long as it takes. */
-static uint64_t deliver(struct link *link, struct queue *queue, int device) {
+static uint64_t deliver(struct sender *sender, struct queue *queue, int device) {
     uint64_t now = now_ns();
     for (; queue->first < queue->end; queue->first++) {
         struct frame *frame = queue->ring[queue->first % QUEUE_FRAMES];
-        uint64_t *handing_ns = &link->handing_ns[64 - __builtin_clzll(frame->bytes)];
+        uint64_t *handing_ns = &sender->handing_ns[64 - __builtin_clzll(frame->bytes)];
         uint64_t begin_ns = frame->due_ns > *handing_ns ? frame->due_ns - *handing_ns : 0;
         if (begin_ns > now) return begin_ns;
-        if (write(device, frame->data, frame->bytes) != (ssize_t)frame->bytes) link->dropped++;
+        if (write(device, frame->data, frame->bytes) != (ssize_t)frame->bytes) sender->dropped++;
         free(frame);
         uint64_t begun_ns = now;
         now = now_ns();
-        take_into_low(handing_ns, now - begun_ns);
+        take_into_quartile(handing_ns, now - begun_ns);
     }
     return UINT64_MAX;
 }
 
 /* Also says in `alone` whether the next frame is the last in its queue for now. */
-static uint64_t deliver_all(struct link *link, int *alone) {
+static uint64_t deliver_all(struct sender *sender, int *alone) {
     uint64_t next_ns = UINT64_MAX;
-    for (int from = 0; from < link->parties; from++) {
-        for (int to = 0; to < link->parties; to++) {
-            if (from == to) continue;
-            struct queue *queue = link->queues[from][to];
-            uint64_t due_ns = deliver(link, queue, link->devices[to]);
-            if (due_ns >= next_ns) continue;
-            next_ns = due_ns;
-            *alone = queue->end - queue->first == 1;
-        }
+    for (int to = 0; to < sender->link->parties; to++) {
+        if (to == sender->party) continue;
+        struct queue *queue = sender->queues[to];
+        uint64_t due_ns = deliver(sender, queue, sender->link->devices[to]);
+        if (due_ns >= next_ns) continue;
+        next_ns = due_ns;
+        *alone = queue->end - queue->first == 1;
     }
     return next_ns;
 }
 
-/* Waits for a frame from a party, for `next_ns` or for a signal. A processor at rest wakes late: before a frame that is
- * `alone`, the sleep is shorter by as much as the sleeps before it were late, and the rest of the time is spent awake.
- * Within a message of many frames it does not matter when each is handed over, and the processor is the parties'. A
- * frame that ends the sleep came before by as much as sleeps end late, but not before the sleep began. */
-static void wait_until(struct link *link, uint64_t next_ns, int alone, const sigset_t *while_waiting) {
-    struct pollfd polled[MAX_PARTIES];
-    for (int i = 0; i < link->parties; i++) polled[i] = (struct pollfd){.fd = link->devices[i], .events = POLLIN};
+/* Waits for a frame from the party or for `next_ns`; returns whether the link ends. A processor at rest wakes late:
+ * before a frame that is `alone`, the sleep is shorter by as much as the sleeps before it were late, and the rest of
+ * the time is spent awake. Within a message of many frames it does not matter when each is handed over, and the
+ * processor is the parties'. */
+static int wait_until(struct sender *sender, uint64_t next_ns, int alone) {
+    struct pollfd polled[] = {
+        {.fd = sender->link->devices[sender->party], .events = POLLIN},
+        {.fd = sender->link->ending, .events = POLLIN},
+    };
     uint64_t now = now_ns(), left_ns = next_ns > now ? next_ns - now : 0;
-    link->came_ns = 0;
-    uint64_t early_ns = alone ? link->late_ns : 0;
+    uint64_t early_ns = alone ? sender->late_ns : 0;
     uint64_t sleep_ns = left_ns > early_ns ? left_ns - early_ns : 0;
     struct timespec sleep = {.tv_sec = (time_t)(sleep_ns / NS_PER_S), .tv_nsec = (long)(sleep_ns % NS_PER_S)};
-    if (ppoll(polled, (nfds_t)link->parties, next_ns == UINT64_MAX ? NULL : &sleep, while_waiting) != 0) {
-        uint64_t woken_ns = now_ns(), slept_ns = woken_ns - now;
-        link->came_ns = woken_ns - (slept_ns < link->least_late_ns ? slept_ns : link->least_late_ns);
-        return;
-    }
+    if (ppoll(polled, 2, next_ns == UINT64_MAX ? NULL : &sleep, NULL) != 0) return polled[1].revents != 0;
     uint64_t late_ns = now_ns() - now - sleep_ns;
-    if (sleep_ns > 0) {
-        link->late_ns = (7 * link->late_ns + (late_ns < MAX_LATE_NS ? late_ns : MAX_LATE_NS)) / 8;
-        take_into_low(&link->least_late_ns, late_ns);
-    }
+    if (sleep_ns > 0) sender->late_ns = (7 * sender->late_ns + (late_ns < MAX_LATE_NS ? late_ns : MAX_LATE_NS)) / 8;
     while (now_ns() < next_ns) continue;
+    return 0;
+}
+
+static void *pass_on(void *argument) {
+    struct sender *sender = argument;
+    int ended = 0;
+    while (!ended) {
+        take_frames(sender);
+        int alone = 0;
+        uint64_t next_ns = deliver_all(sender, &alone);
+        ended = wait_until(sender, next_ns, alone);
+    }
+    return NULL;
 }
 
 static void open_link(struct link *link, const char *interface, char *const *names) {
+    if ((link->ending = eventfd(0, EFD_CLOEXEC)) < 0) fail("cannot create", "event");
     for (int i = 0; i < link->parties; i++) {
         enter(names[i]);
         apply_settings();
         link->devices[i] = new_device(interface, link->bytes_per_s == 0 || link->bytes_per_s >= PIECES_BYTES_PER_S);
-        for (int to = 0; to < link->parties; to++) {
-            if (to != i && (link->queues[i][to] = calloc(1, sizeof(struct queue))) == NULL) fail("cannot", "allocate");
-        }
     }
 }
 
-/* SIGTERM ends the waiting only, so that none is missed between the test of `ended` and the next wait. */
-static sigset_t end_with_parent(pid_t parent) {
-    sigset_t while_waiting, terminate;
-    sigemptyset(&while_waiting);
-    sigemptyset(&terminate);
-    sigaddset(&terminate, SIGTERM);
-    sigprocmask(SIG_SETMASK, &terminate, NULL);
-    sigaction(SIGTERM, &(struct sigaction){.sa_handler = end}, NULL);
-    prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (getppid() != parent) ended = 1; /* it died before the line above */
-    return while_waiting;
+static void start(pthread_t *thread, struct sender *sender, const struct link *link, int party) {
+    *sender = (struct sender){.link = link, .party = party};
+    for (int to = 0; to < link->parties; to++) {
+        if (to != party && (sender->queues[to] = calloc(1, sizeof(struct queue))) == NULL) fail("cannot", "allocate");
+    }
+    if ((errno = pthread_create(thread, NULL, pass_on, sender)) != 0) fail("cannot start", "thread");
 }
 
-/* As on a real network, no computation of the parties holds up a frame; without the right to that, it may. */
+/* As on a real network, no computation of the parties holds up a frame; without the right to that, it may. Threads that
+ * are started later do as this one does. */
 static void be_prompt(void) {
     prctl(PR_SET_TIMERSLACK, 1000);
     sched_setscheduler(0, SCHED_RR, &(struct sched_param){.sched_priority = 1});
+}
+
+/* Blocks SIGTERM, in threads that are started later too, so that it waits to be asked for. */
+static sigset_t end_with_parent(pid_t parent) {
+    sigset_t terminate;
+    sigemptyset(&terminate);
+    sigaddset(&terminate, SIGTERM);
+    sigprocmask(SIG_SETMASK, &terminate, NULL);
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (getppid() != parent) raise(SIGTERM); /* it died before the line above */
+    return terminate;
 }
 
 int main(int count, char **arguments) {
@@ -294,19 +308,24 @@ int main(int count, char **arguments) {
         .bytes_per_s = strtod(arguments[3], NULL),
     };
     char *const *names = arguments + 5;
-    sigset_t while_waiting = end_with_parent((pid_t)strtol(arguments[1], NULL, 10));
+    sigset_t terminate = end_with_parent((pid_t)strtol(arguments[1], NULL, 10));
     mallopt(M_TRIM_THRESHOLD, INT_MAX); /* memory of frames is used again, not given back and asked for */
     be_prompt();
     open_link(&link, arguments[4], names);
+    pthread_t threads[MAX_PARTIES];
+    struct sender senders[MAX_PARTIES];
+    for (int i = 0; i < link.parties; i++) start(&threads[i], &senders[i], &link, i);
     puts("ready");
     fflush(stdout);
-    while (!ended) {
-        for (int from = 0; from < link.parties; from++) take_frames(&link, from);
-        int alone = 0;
-        uint64_t next_ns = deliver_all(&link, &alone);
-        wait_until(&link, next_ns, alone, &while_waiting);
+    int received;
+    while (sigwait(&terminate, &received) != 0) continue;
+    if (eventfd_write(link.ending, 1) != 0) fail("cannot end", "threads");
+    uint64_t dropped = 0;
+    for (int i = 0; i < link.parties; i++) {
+        pthread_join(threads[i], NULL);
+        dropped += senders[i].dropped;
     }
     remove_names(link.parties, names);
-    printf("dropped %" PRIu64 "\n", link.dropped);
+    printf("dropped %" PRIu64 "\n", dropped);
     return 0;
 }

@@ -214,7 +214,7 @@ def _program() -> Path:
         return program
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f"{program.name}.{os.getpid()}"
-    command = [_find("cc") or "cc", "-O2", "-std=gnu11", "-o", str(unfinished), str(_SOURCE)]
+    command = [_find("cc") or "cc", "-O2", "-std=gnu11", "-pthread", "-o", str(unfinished), str(_SOURCE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         unfinished.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ Nothing here starts parties: the plan is plain values, and whoever runs it hands
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Mapping
@@ -116,11 +117,15 @@ Workload = AttentionWorkload | NetworkWorkload
 
 @dataclass(frozen=True, slots=True)
 class CalibrationPlan:
-    """What is fitted: operations of a sweep and whole networks, each run once in each of `passes`."""
+    """What is fitted: operations of a sweep and whole networks, each run once in each of `passes`.
+
+    On a machine where the passes would take longer than `budget_s` there are fewer, but FEWEST_PASSES in any case.
+    """
 
     cases: tuple[Case, ...]
     networks: tuple[NetworkWorkload, ...]
     passes: int
+    budget_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +164,9 @@ EVALUATIONS: Mapping[str, Effort] = {
     "quick": Effort(cases=3, layers=6, networks=6, passes=5, links=3, link_repeats=3),
     "full": Effort(cases=15, layers=12, networks=32, passes=9, links=13, link_repeats=9),
 }
+# With starting, fitting and links, a calibration then takes no more than ten minutes.
+_BUDGET_S = 450.0
+FEWEST_PASSES = 9
 # No named profile, and none that the test runs on.
 CALIBRATION_LINKS = ("1gbit/1ms", "300mbit/35ms")
 _CALIBRATION_SEED, _EVALUATION_SEED = 1, 4
@@ -168,7 +176,8 @@ def plan(protocols: str = "crypten", effort: Effort | None = None) -> Calibratio
     """The plan for a protocol set, of its own effort unless another is given: a few minutes on 2 cores."""
     effort = effort or CALIBRATIONS[protocols]
     cases = draw_cases(_CALIBRATION_SEED, effort.cases, LIMITS[protocols], shares=FITTED_SHARES)
-    return CalibrationPlan(tuple(cases), draw_networks(_CALIBRATION_SEED, effort.networks, protocols), effort.passes)
+    networks = draw_networks(_CALIBRATION_SEED, effort.networks, protocols)
+    return CalibrationPlan(tuple(cases), networks, effort.passes, _BUDGET_S)
 
 
 def evaluation_plan(

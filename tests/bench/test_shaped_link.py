@@ -19,6 +19,7 @@ import pytest
 
 from bench import shaped_link as module
 from bench.shaped_link import shaped_link, why_not
+from mpc.awake import keep_awake
 from mpc.congestion import MTU_BYTES, PAYLOAD_SHARE
 from mpc.network import LOOPBACK, NetworkProfile, Wire, network
 
@@ -51,6 +52,7 @@ def link_of(rate_mbit: float, round_trip_ms: float) -> NetworkProfile:
 
 
 def enter(namespace: str) -> None:
+    keep_awake()  # as parties do
     with (NAMESPACES / namespace).open() as file:
         assert ctypes.CDLL(None).setns(file.fileno(), 0x40000000) == 0
 
@@ -212,7 +214,7 @@ def test_the_program_is_compiled_once_for_each_source(monkeypatch: pytest.Monkey
 
 @pytest.mark.skipif(module._find("cc") is None, reason="no C compiler")
 def test_the_source_compiles_without_a_warning(tmp_path: Path) -> None:
-    strict = ["cc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-o", str(tmp_path / "program")]
+    strict = ["cc", "-std=gnu11", "-O2", "-pthread", "-Wall", "-Wextra", "-Wpedantic", "-o", str(tmp_path / "program")]
     done = subprocess.run([*strict, str(module._SOURCE)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
