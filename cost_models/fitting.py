@@ -12,12 +12,13 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import median, stdev
 from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize, nnls
 
+from cost_models.correction import correction_of
 from cost_models.features import DEALER_FEATURES, ONLINE_FEATURES, PLACES, Vector, counts, model_key, trace_counts
 from cost_models.linear import POOLED, QUANTILES, Coefficients, CostModel, InNetwork, Spread
 from cost_models.observations import Observation, OperationSamples
@@ -28,6 +29,7 @@ from mpc.scheme import Scheme
 _ROBUST_STEPS = 20
 _ROBUST_RELATIVE = 0.05  # residuals beyond this weigh by their size, not its square (Huber)
 _PRIOR = 9.0  # operations that the prior of one kind inside networks weighs as much as
+_THIRDS = 3
 _NO_SPREAD = Spread(0.0, 0.0, 0.0, (0.0, 0.0, 0.0, 0.0))
 
 
@@ -47,8 +49,10 @@ def fit(
     _demand_comparable(networks, scheme)
     if len(samples) < FEWEST:
         raise ValueError(f"a fit needs at least {FEWEST} operations, got {len(samples)}; run the whole plan")
-    alone = CostModel(_coefficients(samples, scheme), scheme, machine, _NO_SPREAD, threads=threads)
-    residuals = [*_left_out_operations(scheme, samples), *_left_out_networks(alone, networks)]
+    law = CostModel(_coefficients(samples, scheme), scheme, machine, _NO_SPREAD, threads=threads)
+    laws_s = [law.operation_s(sample.operation) for sample in samples]
+    alone = replace(law, correction=correction_of(samples, laws_s, scheme), _costs={})
+    residuals = [*_left_out_operations(scheme, samples, laws_s), *_left_out_networks(alone, networks)]
     return replace(
         alone,
         in_networks=_inside(alone, networks),
@@ -128,21 +132,28 @@ class Residual:
     shares2: float
 
 
-def _left_out_operations(scheme: Scheme, samples: Sequence[OperationSamples]) -> list[Residual]:
-    """Every swept operation, predicted from the others of its kind."""
-    groups: dict[str, list[OperationSamples]] = defaultdict(list)
-    for sample in samples:
-        groups[model_key(sample.operation)].append(sample)
+def _left_out_operations(
+    scheme: Scheme, samples: Sequence[OperationSamples], laws_s: Sequence[float]
+) -> list[Residual]:
+    """Every swept operation, predicted from the others: the law of its kind, and what they say beyond their laws."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for number, sample in enumerate(samples):
+        groups[model_key(sample.operation)].append(number)
     residuals = []
-    for group in groups.values():
-        if len(group) <= FEWEST:
+    for numbers in groups.values():
+        if len(numbers) <= FEWEST:
             continue
-        matrix, measured_s = _matrix(group, scheme)
-        for out in range(len(group)):
-            kept = np.arange(len(group)) != out
-            predicted_s = float(matrix[out] @ nonnegative_relative(matrix[kept], measured_s[kept]))
-            if predicted_s > 0:
-                residuals.append(Residual(math.log(measured_s[out] / predicted_s), predicted_s, 1.0))
+        matrix, measured_s = _matrix([samples[number] for number in numbers], scheme)
+        for row, out in enumerate(numbers):
+            kept = np.arange(len(numbers)) != row
+            kind_s = matrix @ nonnegative_relative(matrix[kept], measured_s[kept])
+            known_s = {**dict(enumerate(laws_s)), **dict(zip(numbers, kind_s.tolist(), strict=True))}
+            law_s = known_s.pop(out)
+            if law_s <= 0:
+                continue
+            correction = correction_of([samples[number] for number in known_s], list(known_s.values()), scheme)
+            predicted_s = law_s * correction.factor(samples[out].operation, law_s, scheme)
+            residuals.append(Residual(math.log(samples[out].median_s / predicted_s), predicted_s, 1.0))
     return residuals
 
 
@@ -181,14 +192,15 @@ def spread_of(residuals: Sequence[Residual]) -> Spread:
 
 
 def pace_spread(samples: Sequence[OperationSamples]) -> float:
-    """How far passes lie apart: standard deviation of the logarithm of a pass's pace, which all operations share.
+    """How far the machine's pace drifts: standard deviation of its logarithm between thirds of the passes in a row.
 
-    The pace of a pass is the median, over the operations, of its seconds over their median of all passes. Every
-    operation has a sample of every pass.
+    The pace of a pass is the median, over the operations, of its seconds over their median of all passes. What differs
+    from one pass to the next is no drift, and medians even it out. Every operation has a sample of every pass.
     """
     seconds = np.log([sample.online_s for sample in samples])
     paces = np.median(seconds - np.median(seconds, axis=1, keepdims=True), axis=0)
-    return float(np.std(paces))
+    thirds = [float(np.mean(third)) for third in np.array_split(paces, min(_THIRDS, len(paces)))]
+    return stdev(thirds) if len(thirds) > 1 else 0.0
 
 
 def _conformal(scores: Vector, level: float) -> float:

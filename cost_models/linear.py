@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.correction import Correction
 from cost_models.features import PLACES, UNITS, Vector, counts, largest_message_bytes, model_key
 from cost_models.waking import resume_s
 from mpc.congestion import LINUX, ramp_s
@@ -146,11 +147,11 @@ class CostModel:
     """Seconds per unit of each feature (UNITS) for every kind of operation, for one scheme on one machine.
 
     `operations` holds coefficients by `model_key`, those of unswept operations under POOLED, of operations alone, run
-    again and again. Inside a network an operation finds the caches, and rare code, as others left them: it takes
-    `in_networks[key].more_s` seconds more and `times` as long, by `model_key` or, for other operations, POOLED.
-    `wake_s` is what resuming costs after a long sleep for a message; `threads` is that of each party. `link_spread` is
-    None where nothing was measured on links: intervals then hold compute alone. Raises ValueError for an unknown
-    feature or a negative coefficient.
+    again and again; `correction` is what similar operations took beyond that. Inside a network an operation finds the
+    caches, and rare code, as others left them: it takes `in_networks[key].more_s` seconds more and `times` as long, by
+    `model_key` or, for other operations, POOLED. `wake_s` is what resuming costs after a long sleep for a message;
+    `threads` is that of each party. `link_spread` is None where nothing was measured on links: intervals then hold
+    compute alone. Raises ValueError for an unknown feature or a negative coefficient.
     """
 
     operations: Mapping[str, Coefficients]
@@ -162,6 +163,7 @@ class CostModel:
     threads: int = 1
     dealer: Coefficients = field(default_factory=dict)
     link_spread: float | None = None
+    correction: Correction = field(default_factory=Correction)
     _costs: dict[Operation, Cost] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -181,13 +183,21 @@ class CostModel:
         """The model of this machine while everything of its own takes `pace` times as long as at calibration."""
         operations = {key: _times(coefficients, pace) for key, coefficients in self.operations.items()}
         inside = {key: replace(each, more_s=each.more_s * pace) for key, each in self.in_networks.items()}
-        wake_s, dealer = self.wake_s * pace, _times(self.dealer, pace)
-        return replace(self, operations=operations, in_networks=inside, wake_s=wake_s, dealer=dealer, _costs={})
+        return replace(
+            self,
+            operations=operations,
+            correction=self.correction.at_pace(pace),
+            in_networks=inside,
+            wake_s=self.wake_s * pace,
+            dealer=_times(self.dealer, pace),
+            _costs={},
+        )
 
     def operation_s(self, operation: Operation) -> float:
         """Fitted seconds of one operation on loopback, run by itself again and again."""
         coefficients = self.operations.get(model_key(operation), self.operations[POOLED])
-        return weighted(coefficients, counts(operation, self.scheme))
+        law_s = weighted(coefficients, counts(operation, self.scheme))
+        return law_s * self.correction.factor(operation, law_s, self.scheme)
 
     def alone(self, operation: Operation) -> Estimate:
         """Online seconds of one operation on loopback, run by itself again and again, with intervals."""
@@ -299,6 +309,7 @@ class CostModel:
             "schema": SCHEMA,
             "record": RECORD,
             "operations": {key: dict(coefficients) for key, coefficients in self.operations.items()},
+            "correction": self.correction.to_json(),
             "dealer": dict(self.dealer),
             "in_networks": {key: asdict(each) for key, each in self.in_networks.items()},
             "wake_s": self.wake_s,
@@ -330,6 +341,7 @@ class CostModel:
             threads=record["threads"],
             dealer=dict(record["dealer"]),
             link_spread=record["link_spread"],
+            correction=Correction.from_json(record["correction"]) if "correction" in record else Correction(),
         )
         model._warn_of_other_machine()
         return model
