@@ -193,8 +193,8 @@ class EvaluationRecord(TypedDict):
 class CalibrationRecord(TypedDict):
     """The fitted cost model and how right it is: `"record": "calibration"`, schema 4.
 
-    `operations` holds seconds per unit of each feature for every kind of operation. `evaluation` holds the groups
-    `operations`, `layers`, `networks` and `links`, those that were measured after the model was frozen; `replays` are
+    `operations` holds seconds per unit of each feature for every kind of operation, `correction` what similar ones took
+    beyond that, `passes` how often each was measured. `evaluation` holds the groups `operations`, `layers`, `networks` and `links`, those that were measured after the model was frozen; `replays` are
     the measurements of `links` beside a replay of loopback runs, in which the cost model has no part.
     """
 

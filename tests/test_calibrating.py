@@ -18,6 +18,7 @@ from bench.records import plain
 from bench.secure_run import SecureRun, run_module
 from cost_models.calibration import (
     CALIBRATION_LINKS,
+    FEWEST_PASSES,
     AttentionWorkload,
     CalibrationPlan,
     EvaluationPlan,
@@ -84,6 +85,17 @@ def test_operations_and_workloads_are_measured_once_in_every_pass(parties: Parti
 
 
 @pytest.mark.parties
+@pytest.mark.parametrize(("budget_s", "passes"), [(0.0, FEWEST_PASSES), (math.inf, FEWEST_PASSES + 2)])
+def test_no_pass_begins_that_would_end_after_the_budget(
+    tuned_parties: Parties, budget_s: float, passes: int
+) -> None:
+    wanted = FEWEST_PASSES + 2
+    cases, scheme = CASES_OF_ALL[:3], tuned_parties.scheme
+    measured = calibrating.measure(tuned_parties, scheme, cases, (), wanted, budget_s=budget_s)
+    assert {len(sample.online_s) for sample in measured.samples} == {passes}
+
+
+@pytest.mark.parties
 def test_passes_come_in_changing_order_and_the_first_calls_are_nobody_s(
     two_parties: Parties, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +144,7 @@ def test_a_model_is_frozen_before_anything_that_tests_it_has_run(
     model = CostModel.from_json(record)
     assert model == CostModel.from_json(frozen)
     assert (model.scheme, model.machine["label"]) == (parties.scheme, this_machine().label)
+    assert record["passes"] == PLAN.passes
     assert 0 <= (record["others_share"] or 0.0) <= 1 and record["calibration_s"] > 0 < record["evaluation_s"]
     groups = record["evaluation"]
     assert {group: len(tested["points"]) for group, tested in groups.items()}.keys() == {

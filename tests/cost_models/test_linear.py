@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.machine import this_machine
+from cost_models.correction import correction_of
 from cost_models.linear import POOLED, Cost, CostModel, Estimate, InNetwork, MachineWarning, Spread
+from cost_models.observations import OperationSamples
 from cost_models.waking import resume_s
 from mpc.congestion import PAYLOAD_SHARE, ramp_s
 from mpc.network import LOOPBACK, NetworkProfile, network
@@ -90,6 +92,20 @@ def test_operations_that_were_not_swept_take_pooled_coefficients() -> None:
     swept, unswept = secret("relu", 10), secret("square", 10)
     assert model().operation_s(swept) == pytest.approx(RELU_S)
     assert model().operation_s(unswept) == 0.5
+
+
+def test_similar_operations_correct_what_the_law_says() -> None:
+    relu = ONE.operations[0]
+    taken = OperationSamples("relu", relu, (1.2 * RELU_S,) * 5)
+    corrected = model(correction=correction_of([taken], [RELU_S], SCHEME), machine=this_machine().to_json())
+    times = corrected.operation_s(relu) / RELU_S
+    assert 1.1 < times < 1.2
+    assert corrected.cost(ONE).compute_s == pytest.approx(0.25 + 2 * times * RELU_S)
+    assert corrected.at_pace(3.0).operation_s(relu) == pytest.approx(3 * times * RELU_S)
+    record = corrected.to_json()
+    assert CostModel.from_json(record) == corrected
+    del record["correction"]  # as written before there was one
+    assert CostModel.from_json(record).operation_s(relu) == pytest.approx(RELU_S)
 
 
 def test_errors_of_many_operations_cancel() -> None:
