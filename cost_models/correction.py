@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
 from cost_models.features import PLACES, Vector, counts, model_key
@@ -55,8 +56,9 @@ class Correction:
         """How many times as long as by the law, `law_s`, the operation is likely to take."""
         if not self.kinds or law_s <= 0:
             return 1.0
-        here = np.array([place_of(operation, law_s, scheme)])
-        return math.exp(float((_covariance([model_key(operation)], here, self.kinds, self._places) @ self._weights)[0]))
+        same = self._numbers == self._number_of.get(model_key(operation), -1)
+        covariance = _covariance(self._places - np.array(place_of(operation, law_s, scheme)), same)
+        return math.exp(float(covariance @ self._weights))
 
     def at_pace(self, pace: float) -> Correction:
         """The same of a machine that takes `pace` times as long for everything."""
@@ -68,10 +70,20 @@ class Correction:
         return {"kinds": list(self.kinds), "places": [list(place) for place in self.places], "weights": [*self.weights]}
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Correction:
-        """What `to_json` wrote."""
+    def from_json(cls, record: Mapping[str, Any] | None) -> Correction:
+        """What `to_json` wrote; of a record from before there were any, one that corrects nothing."""
+        if record is None:
+            return cls()
         places = tuple((read, made, seconds) for read, made, seconds in record["places"])
         return cls(tuple(record["kinds"]), places, tuple(record["weights"]))
+
+    @cached_property
+    def _number_of(self) -> dict[str, int]:
+        return {kind: number for number, kind in enumerate(dict.fromkeys(self.kinds))}
+
+    @cached_property
+    def _numbers(self) -> NDArray[np.int64]:
+        return np.array([self._number_of[kind] for kind in self.kinds])
 
     @cached_property
     def _places(self) -> Vector:
@@ -92,7 +104,8 @@ def correction_of(samples: Sequence[OperationSamples], laws_s: Sequence[float], 
     residuals = np.array([math.log(sample.median_s / law_s) for sample, law_s in said])
     scatter = np.array([_scatter(sample.online_s) for sample, _ in said])
     noise = np.hypot(_UNEXPLAINED, scatter) * np.maximum(1.0, (residuals / _DOUBTFUL) ** 2)
-    covariance = _covariance(kinds, np.array(places), kinds, np.array(places)) + np.diag(noise**2)
+    rows, names = np.array(places), np.array(kinds)
+    covariance = _covariance(rows[:, None] - rows[None], names[:, None] == names[None]) + np.diag(noise**2)
     weights = cho_solve(cho_factor(covariance, lower=True), residuals)
     return Correction(kinds, places, tuple(weights.tolist()))
 
@@ -104,10 +117,10 @@ def place_of(operation: Operation, law_s: float, scheme: Scheme) -> Place:
     return read, made, math.log(law_s)
 
 
-def _covariance(kinds: Sequence[str], places: Vector, others: Sequence[str], other_places: Vector) -> Vector:
-    distances2 = np.sum((places[:, None] - other_places[None]) ** 2, axis=-1) / _LENGTH**2
-    same = np.array(kinds)[:, None] == np.array(others)[None]
-    return np.asarray((_COMMON**2 + _OWN**2 * same) * np.exp(-distances2 / 2))
+def _covariance(apart: Vector, same: NDArray[np.bool_]) -> Vector:
+    """Of operations that lie `apart` (in the last dimension) and are of the same kind or not."""
+    nearness = np.exp(np.sum(apart**2, axis=-1) / (-2 * _LENGTH**2))
+    return np.asarray((_COMMON**2 + _OWN**2 * same) * nearness)
 
 
 @lru_cache(maxsize=10_000)

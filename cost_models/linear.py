@@ -341,7 +341,7 @@ class CostModel:
             threads=record["threads"],
             dealer=dict(record["dealer"]),
             link_spread=record["link_spread"],
-            correction=Correction.from_json(record["correction"]) if "correction" in record else Correction(),
+            correction=Correction.from_json(record.get("correction")),
         )
         model._warn_of_other_machine()
         return model

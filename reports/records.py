@@ -194,8 +194,9 @@ class CalibrationRecord(TypedDict):
     """The fitted cost model and how right it is: `"record": "calibration"`, schema 4.
 
     `operations` holds seconds per unit of each feature for every kind of operation, `correction` what similar ones took
-    beyond that, `passes` how often each was measured. `evaluation` holds the groups `operations`, `layers`, `networks` and `links`, those that were measured after the model was frozen; `replays` are
-    the measurements of `links` beside a replay of loopback runs, in which the cost model has no part.
+    beyond that, `passes` how often each was measured. `evaluation` holds the groups `operations`, `layers`, `networks`
+    and `links`, those that were measured after the model was frozen; `replays` are the measurements of `links` beside a
+    replay of loopback runs, in which the cost model has no part.
     """
 
     schema: int

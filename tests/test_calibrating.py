@@ -86,9 +86,7 @@ def test_operations_and_workloads_are_measured_once_in_every_pass(parties: Parti
 
 @pytest.mark.parties
 @pytest.mark.parametrize(("budget_s", "passes"), [(0.0, FEWEST_PASSES), (math.inf, FEWEST_PASSES + 2)])
-def test_no_pass_begins_that_would_end_after_the_budget(
-    tuned_parties: Parties, budget_s: float, passes: int
-) -> None:
+def test_no_pass_begins_that_would_end_after_the_budget(tuned_parties: Parties, budget_s: float, passes: int) -> None:
     wanted = FEWEST_PASSES + 2
     cases, scheme = CASES_OF_ALL[:3], tuned_parties.scheme
     measured = calibrating.measure(tuned_parties, scheme, cases, (), wanted, budget_s=budget_s)
