@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
 
 from cost_models.features import PLACES, Vector, counts, model_key
 from cost_models.observations import OperationSamples
@@ -106,7 +105,7 @@ def correction_of(samples: Sequence[OperationSamples], laws_s: Sequence[float], 
     noise = np.hypot(_UNEXPLAINED, scatter) * np.maximum(1.0, (residuals / _DOUBTFUL) ** 2)
     rows, names = np.array(places), np.array(kinds)
     covariance = _covariance(rows[:, None] - rows[None], names[:, None] == names[None]) + np.diag(noise**2)
-    weights = cho_solve(cho_factor(covariance, lower=True), residuals)
+    weights = np.linalg.solve(covariance, residuals)
     return Correction(kinds, places, tuple(weights.tolist()))
 
 
