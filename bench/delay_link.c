@@ -120,7 +120,7 @@ static void enter(const char *name) {
 static void apply_settings(void) {
     for (size_t i = 0; i < sizeof SETTINGS / sizeof *SETTINGS; i++) {
         int file = open(SETTINGS[i][0], O_WRONLY | O_CLOEXEC);
-        if (file < 0 && errno == ENOENT) continue; /* a kernel without IPv6 */
+        if (file < 0 && errno == ENOENT) continue; /* a kernel without IPv6, or too old for it */
         if (file < 0 || write(file, SETTINGS[i][1], strlen(SETTINGS[i][1])) < 0) fail("cannot set", SETTINGS[i][0]);
         close(file);
     }

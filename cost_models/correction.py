@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import chain
 from statistics import median
 from typing import Any
 
@@ -39,7 +40,8 @@ _DEVIATION = 1.4826  # standard deviation over median absolute deviation, of nor
 class Correction:
     """Operations that were measured, by kind (`model_key`) and place (see `place_of`), and the weight of each.
 
-    Without operations it corrects nothing. Raises ValueError where there is not one kind, place and weight of each.
+    Without operations it corrects nothing. Raises ValueError where there is not one kind, place and weight of each, or
+    where one is no finite number.
     """
 
     kinds: tuple[str, ...] = ()
@@ -50,6 +52,8 @@ class Correction:
         if not len(self.kinds) == len(self.places) == len(self.weights):
             sizes = f"{len(self.kinds)} kinds, {len(self.places)} places and {len(self.weights)} weights"
             raise ValueError(f"a correction has a kind, a place and a weight of each operation, got {sizes}")
+        if not all(map(math.isfinite, (*self.weights, *chain.from_iterable(self.places)))):
+            raise ValueError("places and weights of a correction must be finite numbers; calibrate again")
 
     def factor(self, operation: Operation, law_s: float, scheme: Scheme) -> float:
         """How many times as long as by the law, `law_s`, the operation is likely to take."""

@@ -29,7 +29,6 @@ from mpc.scheme import Scheme
 _ROBUST_STEPS = 20
 _ROBUST_RELATIVE = 0.05  # residuals beyond this weigh by their size, not its square (Huber)
 _PRIOR = 9.0  # operations that the prior of one kind inside networks weighs as much as
-_THIRDS = 3
 _NO_SPREAD = Spread(0.0, 0.0, 0.0, (0.0, 0.0, 0.0, 0.0))
 
 
@@ -199,7 +198,7 @@ def pace_spread(samples: Sequence[OperationSamples]) -> float:
     """
     seconds = np.log([sample.online_s for sample in samples])
     paces = np.median(seconds - np.median(seconds, axis=1, keepdims=True), axis=0)
-    thirds = [float(np.mean(third)) for third in np.array_split(paces, min(_THIRDS, len(paces)))]
+    thirds = [float(np.mean(third)) for third in np.array_split(paces, min(3, len(paces)))]
     return stdev(thirds) if len(thirds) > 1 else 0.0
 
 

@@ -105,7 +105,7 @@ class Spread:
 
     Its scale is sqrt(common^2 + independent^2 sum(w^2) + (jitter_s / seconds)^2 + pace^2), w being each operation's
     share of compute: what all operations share, what cancels between them, what a short run cannot average out, and by
-    how much the machine itself is faster in one pass of the calibration than in another. `scores` are the QUANTILES of
+    how much the machine itself is faster in one third of the calibration than in another. `scores` are the QUANTILES of
     residual / scale, without `pace`, on workloads that were left out of the fit (conformal prediction, so that
     intervals hold whatever the distribution): the residuals are of the same passes, and cannot know it. Raises
     ValueError for negative scales or quantiles out of order.

@@ -78,3 +78,10 @@ def test_a_correction_is_kept_as_plain_values() -> None:
 def test_a_correction_has_a_place_and_a_weight_of_each_operation() -> None:
     with pytest.raises(ValueError, match="got 2 kinds, 1 places and 0 weights"):
         Correction(("relu", "relu"), (place_of(operation(1), 1.0, SCHEME),), ())
+
+
+@pytest.mark.parametrize("wrong", [{"weights": [math.nan]}, {"places": [[1.0, math.inf, 1.0]]}])
+def test_numbers_that_are_none_are_refused(wrong: dict[str, list[object]]) -> None:
+    record = learnt(sample(10, 1.1)).to_json()
+    with pytest.raises(ValueError, match="must be finite numbers; calibrate again"):
+        Correction.from_json(record | wrong)
