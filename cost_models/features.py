@@ -111,6 +111,16 @@ def largest_message_bytes(operation: Operation, scheme: Scheme) -> int:
     return max((sum(message.payload_bytes) for message in messages), default=0)
 
 
+def moved_bytes(operation: Operation, scheme: Scheme) -> float:
+    """Payload that the operation sends online, and what it reads and makes, a word an element."""
+    counted = counts(operation, scheme)
+    sent, words = (
+        sum(counted[PLACES[name]] for name in names)
+        for names in (("ring_bytes", "binary_bytes"), ("input_elements", "output_elements"))
+    )
+    return float(sent + WORD_BYTES * words)
+
+
 def model_key(operation: Operation) -> str:
     """The operations that are fitted together: of one row, with second operands that the same parties can see.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from statistics import median, stdev
 from typing import Any
 
@@ -19,7 +19,16 @@ import numpy as np
 from scipy.optimize import minimize, nnls
 
 from cost_models.correction import correction_of
-from cost_models.features import DEALER_FEATURES, ONLINE_FEATURES, PLACES, Vector, counts, model_key, trace_counts
+from cost_models.features import (
+    DEALER_FEATURES,
+    ONLINE_FEATURES,
+    PLACES,
+    Vector,
+    counts,
+    model_key,
+    moved_bytes,
+    trace_counts,
+)
 from cost_models.linear import POOLED, QUANTILES, Coefficients, CostModel, InNetwork, Spread
 from cost_models.observations import Observation, OperationSamples
 from cost_models.sweep import FEWEST
@@ -28,7 +37,7 @@ from mpc.scheme import Scheme
 
 _ROBUST_STEPS = 20
 _ROBUST_RELATIVE = 0.05  # residuals beyond this weigh by their size, not its square (Huber)
-_PRIOR = 9.0  # operations that the prior of one kind inside networks weighs as much as
+_PRIOR = 3.0  # operations that the prior of one kind inside networks weighs as much as
 _NO_SPREAD = Spread(0.0, 0.0, 0.0, (0.0, 0.0, 0.0, 0.0))
 
 
@@ -64,31 +73,35 @@ def fit(
 def _inside(alone: CostModel, networks: Sequence[Observation]) -> dict[str, InNetwork]:
     """What operations take inside `networks`, by kind of operation; `alone` does not know it yet.
 
-    Every kind is drawn towards the ratio of all operations, the more the fewer of it were timed. The median of a sum is
+    Every kind is drawn towards what all operations take, the more the fewer of it were timed. The median of a sum is
     not the sum of medians, so that all are scaled to the networks' own medians at the end.
     """
-    pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    rows: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
     for network in networks:
         for operation, seconds in zip(network.trace.operations, network.op_s, strict=True):
-            pairs[model_key(operation)].append((alone.operation_s(operation), seconds))
-    if not pairs:
+            features = 1.0, alone.operation_s(operation), moved_bytes(operation, alone.scheme)
+            rows[model_key(operation)].append((*features, seconds))
+    if not rows:
         return {POOLED: InNetwork()}
-    every = [pair for group in pairs.values() for pair in group]
-    ratio = median(inside_s / alone_s for alone_s, inside_s in every)
-    fitted = {key: _inside_of(group, ratio) for key, group in pairs.items()} | {POOLED: InNetwork(0.0, float(ratio))}
+    every = np.array([row for group in rows.values() for row in group])
+    times, byte_s = nonnegative_relative(every[:, 1:3], every[:, 3])
+    usual = InNetwork(0.0, float(times), float(byte_s))
+    fitted = {key: _inside_of(np.array(group), usual) for key, group in rows.items()} | {POOLED: usual}
     model = replace(alone, in_networks=fitted, _costs={})
     scale = float(median(network.median_s / model.cost(network.trace).compute_s for network in networks))
-    return {key: InNetwork(scale * each.more_s, scale * each.times) for key, each in fitted.items()}
+    return {key: InNetwork(*(scale * value for value in astuple(each))) for key, each in fitted.items()}
 
 
-def _inside_of(pairs: Sequence[tuple[float, float]], ratio: float) -> InNetwork:
-    """Least squares of relative errors of more_s + times * alone, with a prior of `_PRIOR` operations at `ratio`."""
-    alone_s, inside_s = np.array(pairs).T
-    prior = math.sqrt(_PRIOR)
-    matrix = np.stack([np.append(1 / inside_s, 0.0), np.append(alone_s / inside_s, prior)], axis=1)
+def _inside_of(rows: Vector, usual: InNetwork) -> InNetwork:
+    """Least squares of relative errors, with a prior of `_PRIOR` operations of middling size at `usual`."""
+    features, inside_s = rows[:, :3], rows[:, 3]
+    relative = features / inside_s[:, None]
+    prior = np.diag(math.sqrt(_PRIOR) * np.sqrt(np.mean(relative**2, axis=0)))[1:]
+    matrix = np.concatenate([relative, prior])
     norms = np.linalg.norm(matrix, axis=0)
-    more_s, times = nnls(matrix / norms, np.append(np.ones(len(pairs)), prior * ratio))[0] / norms
-    return InNetwork(float(more_s), float(times))
+    wanted = np.concatenate([np.ones(len(rows)), prior @ astuple(usual)])
+    more_s, times, byte_s = nnls(matrix / norms, wanted)[0] / norms
+    return InNetwork(float(more_s), float(times), float(byte_s))
 
 
 def _coefficients(samples: Iterable[OperationSamples], scheme: Scheme) -> dict[str, Coefficients]:

@@ -11,7 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.correction import Correction
-from cost_models.features import PLACES, UNITS, Vector, counts, largest_message_bytes, model_key
+from cost_models.features import PLACES, UNITS, Vector, counts, largest_message_bytes, model_key, moved_bytes
 from cost_models.waking import resume_s
 from mpc.congestion import LINUX, ramp_s
 from mpc.network import LOOPBACK, NetworkProfile
@@ -132,14 +132,23 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class InNetwork:
-    """What an operation takes inside a network, beside what it takes alone: `more_s` seconds more, `times` as long."""
+    """What an operation takes inside a network, beside what it takes alone.
+
+    That is `more_s` seconds more, `times` as long, and `byte_s` for each byte that it sends, reads and makes: alone it
+    finds them near, in a network others have been there since. Raises ValueError for a negative number.
+    """
 
     more_s: float = 0.0
     times: float = 1.0
+    byte_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.more_s < math.inf and 0 <= self.times < math.inf):
-            raise ValueError(f"more_s and times must be numbers >= 0, got {self.more_s} and {self.times}")
+        if not all(0 <= value < math.inf for value in astuple(self)):
+            raise ValueError(f"more_s, times and byte_s must be numbers >= 0, got {', '.join(map(str, astuple(self)))}")
+
+    def seconds(self, alone_s: float, moved_bytes: float) -> float:
+        """Seconds inside a network of what takes `alone_s` and moves `moved_bytes`."""
+        return self.more_s + self.times * alone_s + self.byte_s * moved_bytes
 
 
 @dataclass(frozen=True)
@@ -148,8 +157,8 @@ class CostModel:
 
     `operations` holds coefficients by `model_key`, those of unswept operations under POOLED, of operations alone, run
     again and again; `correction` is what similar operations took beyond that. Inside a network an operation finds the
-    caches, and rare code, as others left them: it takes `in_networks[key].more_s` seconds more and `times` as long, by
-    `model_key` or, for other operations, POOLED. `wake_s` is what resuming costs after a long sleep for a message;
+    caches, and rare code, as others left them: it takes `in_networks[key].seconds`, by `model_key` or, for other
+    operations, POOLED. `wake_s` is what resuming costs after a long sleep for a message;
     `threads` is that of each party. `link_spread` is None where nothing was measured on links: intervals then hold
     compute alone. Raises ValueError for an unknown feature or a negative coefficient.
     """
@@ -182,7 +191,9 @@ class CostModel:
     def at_pace(self, pace: float) -> CostModel:
         """The model of this machine while everything of its own takes `pace` times as long as at calibration."""
         operations = {key: _times(coefficients, pace) for key, coefficients in self.operations.items()}
-        inside = {key: replace(each, more_s=each.more_s * pace) for key, each in self.in_networks.items()}
+        inside = {
+            key: InNetwork(each.more_s * pace, each.times, each.byte_s * pace) for key, each in self.in_networks.items()
+        }
         return replace(
             self,
             operations=operations,
@@ -217,7 +228,7 @@ class CostModel:
     def _cost_of(self, operation: Operation) -> Cost:
         if operation not in self._costs:
             inside = self.in_networks.get(model_key(operation), self.in_networks[POOLED])
-            seconds = inside.more_s + inside.times * self.operation_s(operation)
+            seconds = inside.seconds(self.operation_s(operation), moved_bytes(operation, self.scheme))
             online = operation_traffic(operation, self.scheme).online
             largest = largest_message_bytes(operation, self.scheme)
             self._costs[operation] = Cost(seconds, seconds**2, 1, online, largest)

@@ -142,11 +142,13 @@ def _fitted(run: Run) -> str:
             *(_seconds_of(seconds.get(name)) for name in units),
             _seconds_of(inside.get(key, inside[""])["more_s"]),
             f"{inside.get(key, inside[''])['times']:.2f}",
+            _seconds_of(inside.get(key, inside[""]).get("byte_s")),
         )
         for key, seconds in sorted(run.calibration["operations"].items())
     ]
     constants = ", ".join(f"{key} {_ratio(run.calibration[key], 4)}" for key in ("wake_s", "link_spread", "threads"))
     headings = ["operation", *(f"s of {name}" for name in units), "s more in a network", "times in a network"]
+    headings += ["s of a byte in a network"]
     table = _table(headings, rows, text_columns=1)
     return f"<details><summary>What was fitted ({escape(constants)})</summary>{table}</details>"
 

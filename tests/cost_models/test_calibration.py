@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,21 @@ def test_networks_are_drawn_the_same_for_a_seed_and_other_ones_for_another(proto
         "gelu",
         "relu",
     }
+
+
+@pytest.mark.parametrize("protocols", ["crypten", "tuned"])
+def test_networks_to_fit_have_every_size_that_those_to_test_have(protocols: str) -> None:
+    fitted, tested = plan(protocols).networks, draw_networks(3, 60, protocols)
+    sizes: tuple[Callable[[NetworkWorkload], object], ...] = (
+        lambda w: w.spec.dim,
+        lambda w: w.spec.image_px,
+        lambda w: len(w.spec.blocks),
+        lambda w: w.batch,
+        lambda w: w.spec.blocks[0].activation,
+    )
+    for size in sizes:
+        assert {*map(size, fitted)} == {*map(size, tested)}
+    assert fitted == plan(protocols).networks and len({w.what for w in (*fitted, *tested)}) == len(fitted) + 60
 
 
 @pytest.mark.parametrize("scheme", [SCHEME, TUNED], ids=lambda scheme: scheme.name)

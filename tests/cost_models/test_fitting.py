@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cost_models.correction import Correction
-from cost_models.features import UNITS, counts, trace_counts
+from cost_models.features import UNITS, counts, moved_bytes, trace_counts
 from cost_models.fitting import Residual, fit, nonnegative_relative, pace_spread, spread_of
 from cost_models.linear import POOLED, CostModel, InNetwork
 from cost_models.observations import Observation, OperationSamples
@@ -28,8 +28,11 @@ PLANTED = {
     "linear weight": {"operations": 1e-4, "ring_bytes": 8e-9, "macs": 1e-9},
     "square": {"operations": 5e-4, "ring_bytes": 9e-8},
 }
-# Inside networks: seconds more, and times as long as alone.
-INSIDE = {"relu": (0.0, 1.2), "linear weight": (3e-4, 1.0), "square": (1e-4, 0.9)}
+INSIDE = {
+    "relu": InNetwork(0.0, 1.2),
+    "linear weight": InNetwork(3e-4, 1.0, 4e-9),
+    "square": InNetwork(1e-4, 0.9),
+}
 
 
 def secret(op: str, *shape: int) -> Operation:
@@ -75,7 +78,7 @@ def networks(generator: np.random.Generator, count: int, noise: float = 0.0, dea
         operations = drawn(generator, 3 + 2 * number)
         trace = Trace(tuple(operation for group in operations.values() for operation in group))
         op_s = tuple(
-            INSIDE[key][0] + INSIDE[key][1] * law_s(key, operation)
+            INSIDE[key].seconds(law_s(key, operation), moved_bytes(operation, SCHEME))
             for key, group in operations.items()
             for operation in group
         )
@@ -145,10 +148,11 @@ def test_the_law_survives_noise_and_a_few_disturbed_operations() -> None:
 def test_what_operations_take_inside_networks_is_recovered_by_kind() -> None:
     generator = np.random.default_rng(2)
     model = fitted(sampled(drawn(generator, 20), generator), networks(generator, 6))
-    for key, (more_s, times) in INSIDE.items():
+    for key, planted in INSIDE.items():
         for operation in drawn(generator, 5)[key]:
             inside_s = model.cost(Trace((operation,))).compute_s
-            assert inside_s == pytest.approx(more_s + times * law_s(key, operation), rel=0.06)
+            planted_s = planted.seconds(law_s(key, operation), moved_bytes(operation, SCHEME))
+            assert inside_s == pytest.approx(planted_s, rel=0.06)
     for fresh in networks(generator, 3):
         assert model.seconds(fresh.trace, SCHEME, LOOPBACK).p50_s == pytest.approx(fresh.median_s, rel=0.03)
     assert fitted(sampled(drawn(generator, 8), generator), []).in_networks == {POOLED: InNetwork()}
@@ -162,6 +166,7 @@ def test_networks_that_take_longer_than_their_operations_scale_them_all() -> Non
     for key, each in usual.items():
         assert scaled[key].times == pytest.approx(1.25 * each.times)
         assert scaled[key].more_s == pytest.approx(1.25 * each.more_s)
+        assert scaled[key].byte_s == pytest.approx(1.25 * each.byte_s)
 
 
 def test_a_kind_that_few_networks_have_is_drawn_to_what_all_take() -> None:
@@ -170,8 +175,9 @@ def test_a_kind_that_few_networks_have_is_drawn_to_what_all_take() -> None:
     one = secret("gelu", 50)
     rare = replace(often[0], trace=Trace((*often[0].trace.operations, one)), op_s=(*often[0].op_s, 1.0))
     model = fitted(sampled(drawn(generator, 8), generator), [rare, *often[1:]])
-    kinds = [model.in_networks[key].times for key in INSIDE]
-    assert min(kinds) < model.in_networks["gelu"].times < max(kinds)
+    usual, gelu = model.in_networks[POOLED], model.in_networks["gelu"]
+    assert (gelu.times, gelu.byte_s) == (pytest.approx(usual.times, rel=0.03), pytest.approx(usual.byte_s, rel=0.03))
+    assert usual.times != pytest.approx(model.in_networks["square"].times, rel=0.03)
 
 
 def test_an_operation_of_too_few_shapes_takes_what_all_have_in_common() -> None:
