@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ from mpc.reading import shape_reading
 from mpc.scheme import Scheme
 from mpc.trace import Trace
 
+_Option = TypeVar("_Option")
 _LATER_OPTIONS = ("truncation", "range_check")
 
 
@@ -230,18 +231,33 @@ def draw_networks(seed: int, count: int, protocols: str) -> tuple[NetworkWorkloa
     width of heads and of the MLP by block (ViTAS, ViT-ResNAS, UVC). One in four runs 2 or 4 images at once.
     """
     generator, space = random.Random(seed), _SPACES[protocols]
-    return tuple(
-        _network(generator, f"random-{seed}-{number}", *map(generator.choice, space)) for number in range(count)
-    )
+    networks = []
+    for number in range(count):
+        depth, image_px, dim, batch = map(generator.choice, (space.depths, space.images_px, space.dims, space.batches))
+        sizes = depth, image_px, dim, batch, generator.choice(space.activations)
+        networks.append(_network(generator, f"random-{seed}-{number}", *sizes))
+    return tuple(networks)
 
 
 def spread_networks(seed: int, count: int, protocols: str) -> tuple[NetworkWorkload, ...]:
     """Networks as `draw_networks` has them, but evenly: a few have every depth, width, image size and batch."""
     generator, space = random.Random(seed), _SPACES[protocols]
-    decks = (generator.sample((options * count)[:count], count) for options in space)
-    return tuple(
-        _network(generator, f"spread-{seed}-{number}", *sizes) for number, sizes in enumerate(zip(*decks, strict=True))
+    decks = (
+        _deck(generator, space.depths, count),
+        _deck(generator, space.images_px, count),
+        _deck(generator, space.dims, count),
+        _deck(generator, space.batches, count),
     )
+    activations = _deck(generator, space.activations, count)
+    return tuple(
+        _network(generator, f"spread-{seed}-{number}", *sizes)
+        for number, sizes in enumerate(zip(*decks, activations, strict=True))
+    )
+
+
+def _deck(generator: random.Random, options: tuple[_Option, ...], count: int) -> list[_Option]:
+    """Each of `options` as often as the others, or once more, shuffled."""
+    return generator.sample((options * count)[:count], count)
 
 
 def _network(
