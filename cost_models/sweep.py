@@ -173,7 +173,7 @@ FITTED_SHARES: Mapping[str, float] = {
     "scores": 2.0,
     "values": 2.0,
     **dict.fromkeys(("qkv", "fc1", "fc2", "head", "relu", "relu_hidden"), 0.75),
-    **dict.fromkeys(("scale", "divide", "shift", "residual", "position", "class_norm"), 0.5),
+    **dict.fromkeys(("scale", "divide", "shift", "residual", "class_norm"), 0.5),
 }
 
 
@@ -197,6 +197,12 @@ class Case:
         outline = _outline(self)
         result = self.macs // outline.summed if outline.summed else 0
         return max(sum(prod(shape) for shape in outline.shapes), result)
+
+    @property
+    def place(self) -> tuple[float, ...]:
+        """Logarithms of its first input's sizes, and of what a product makes of an element."""
+        outline = _outline(self)
+        return tuple(math.log(size) for size in (*outline.shapes[0], max(1, outline.products)))
 
     @property
     def macs(self) -> int:
@@ -270,12 +276,14 @@ def draw_cases(
     limits: Limits,
     avoid: Sequence[Case] = (),
     shares: Mapping[str, float] | None = None,
+    alike: int = 1,
 ) -> list[Case]:
     """`each` cases of every name within `limits`, spread evenly over the logarithm of their elements, in random order.
 
     A name in `shares` has that many times as many, but no fewer than FEWEST unless `each` is. Same seed, same cases;
-    none has the shapes of one of `avoid`. Sizes are drawn as networks have them. Raises ValueError where too few of
-    those drawn are within the limits.
+    none has the shapes of one of `avoid`. Sizes are drawn as networks have them; of `alike` cases of as many elements
+    that which is least like those before is taken. Raises ValueError where too few of those drawn are within the
+    limits.
     """
     generator = random.Random(seed)
     taken = {case.label for case in avoid}
@@ -289,7 +297,7 @@ def draw_cases(
                 pool[case.label] = case
         if len(pool) < count:
             raise ValueError(f"only {len(pool)} of {count} cases of {name} are within {limits}; allow larger ones")
-        cases += _spread(sorted(pool.values(), key=lambda case: case.elements), count)
+        cases += _spread(sorted(pool.values(), key=lambda case: case.elements), count, alike)
     generator.shuffle(cases)
     return cases
 
@@ -304,12 +312,18 @@ def _draw_sizes(generator: random.Random) -> Sizes:
     return Sizes(generator.choice(BATCHES), log_uniform(*TOKENS), dim, heads, head_dim, mlp_width)
 
 
-def _spread(cases: Sequence[Case], count: int) -> Iterator[Case]:
-    """The cases whose elements lie nearest to `count` values at equal ratios; no case twice."""
-    left = list(cases)
+def _spread(cases: Sequence[Case], count: int, alike: int = 1) -> Iterator[Case]:
+    """For each of `count` numbers of elements at equal ratios, of the `alike` cases nearest to it, one; no case twice.
+
+    It is the one whose other sizes are furthest from those of all before: of the same number of elements, one case has
+    long rows and another many images, and the fit is to have seen both.
+    """
+    left, chosen = list(cases), list[tuple[float, ...]]()
     low, high = math.log(cases[0].elements), math.log(cases[-1].elements)
     for number in range(count):
         wanted = low + (high - low) * (number + 0.5) / count
-        nearest = min(left, key=lambda case: abs(math.log(case.elements) - wanted))
-        left.remove(nearest)
-        yield nearest
+        nearest = sorted(left, key=lambda case: abs(math.log(case.elements) - wanted))[:alike]
+        case = max(nearest, key=lambda case: min((math.dist(case.place, before) for before in chosen), default=0.0))
+        left.remove(case)
+        chosen.append(case.place)
+        yield case

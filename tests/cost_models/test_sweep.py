@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from itertools import pairwise
-from math import log, prod
+from itertools import combinations, pairwise
+from math import dist, log, prod
 
 import pytest
 import torch
@@ -114,8 +114,23 @@ def test_cases_lie_within_the_limits_and_none_is_drawn_again(limits: Limits) -> 
     assert draw_cases(2, 3, limits) != cases
 
 
-def test_sizes_are_spread_over_their_logarithm() -> None:
-    cases = draw_cases(1, 6, Limits(50_000, 10_000_000))
+def test_cases_of_as_many_elements_are_unlike_each_other_where_that_is_asked() -> None:
+    limits = Limits(50_000, 10_000_000)
+    plain, unlike = (
+        {name: [case for case in draw_cases(1, 12, limits, alike=alike) if case.name == name] for name in CASES}
+        for alike in (1, 12)
+    )
+
+    def least(cases: list[Case]) -> float:
+        return min(dist(one.place, other.place) for one, other in combinations(cases, 2))
+
+    assert sum(least(unlike[name]) > least(plain[name]) for name in CASES) > 0.8 * len(CASES)
+    assert all(len(drawn) == 12 for drawn in unlike.values())
+
+
+@pytest.mark.parametrize("alike", [1, 12])
+def test_sizes_are_spread_over_their_logarithm(alike: int) -> None:
+    cases = draw_cases(1, 6, Limits(50_000, 10_000_000), alike=alike)
     for name in ("scores", "gelu", "fc1"):
         elements = sorted(case.elements for case in cases if case.name == name)
         steps = [log(b / a) for a, b in pairwise(elements)]
@@ -143,4 +158,4 @@ def test_shares_say_how_many_cases_of_a_name_are_drawn_but_never_fewer_than_a_fi
     assert counted[0] == {name: 4 if name in ("patches", "scores", "values") else 2 for name in CASES}
     assert counted[1] == {name: max(4, round(6 * FITTED_SHARES.get(name, 1.0))) for name in CASES}
     assert counted[1]["scores"] == 12
-    assert counted[1]["position"] == 4
+    assert counted[1]["residual"] == 4
