@@ -15,14 +15,19 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <linux/filter.h>
 #include <linux/if.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
 #include <linux/if_tun.h>
+#include <linux/sockios.h>
 #include <linux/virtio_net.h>
 #include <malloc.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
-#include <stddef.h>
 #include <sched.h>
+#include <stddef.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -30,8 +35,10 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -43,6 +50,9 @@ enum {
     READS_AT_ONCE = 256,       /* frames taken from one device before those that are due are delivered */
     PREFIX_BYTES = sizeof(struct virtio_net_hdr), /* says what of the checksum is left to do: here nobody does it */
     LAST_ADDRESS_BYTE = 5,     /* of the destination, which an Ethernet frame begins with */
+    NOTES = 1 << 12,           /* of frames that this program has not read yet */
+    NOTE_BYTES = 128,          /* when the frame was sent, and its first bytes */
+    HEADER_BYTES = 54,         /* of Ethernet, IPv4 and TCP, which no two frames have in common */
 };
 
 static const uint64_t NS_PER_S = 1000000000;
@@ -64,9 +74,16 @@ struct queue {
     uint64_t busy_until_ns; /* when the last bit of the last frame has left the sender */
 };
 
+/* What the kernel notes of each frame that a device is given, at that moment: this program may run much later. */
+struct notes {
+    unsigned char *ring;
+    unsigned next; /* only grows; its place in the ring is the remainder */
+};
+
 struct link {
     int parties;
     int devices[MAX_PARTIES];
+    unsigned char *notes[MAX_PARTIES]; /* a ring for each device */
     int ending; /* an event that threads wait for: the link ends */
     uint64_t delay_ns;
     double bytes_per_s;
@@ -77,6 +94,7 @@ struct sender {
     const struct link *link;
     int party;
     struct queue *queues[MAX_PARTIES]; /* by receiver */
+    struct notes notes;
     struct frame *spare;               /* what the next frame is read into */
     uint64_t dropped;
     uint64_t late_ns;           /* how much later than asked a sleep ends: running mean */
@@ -99,10 +117,14 @@ static void fail(const char *what, const char *name) {
     exit(1);
 }
 
-static uint64_t now_ns(void) {
+static uint64_t clock_ns(clockid_t clock) {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
+}
+
+static uint64_t now_ns(void) {
+    return clock_ns(CLOCK_MONOTONIC);
 }
 
 static void path_of(char *path, size_t bytes, const char *name) {
@@ -138,6 +160,62 @@ static int new_device(const char *name, int in_pieces) {
     return device;
 }
 
+/* A ring in which the kernel notes what leaves through `interface`, with the time (packet(7), PACKET_RX_RING). */
+static unsigned char *new_notes(const char *interface) {
+    int file = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
+    if (file < 0) fail("cannot open packet socket on", interface);
+    struct sock_filter only_outgoing[] = {
+        BPF_STMT(BPF_LD | BPF_B | BPF_ABS, (unsigned)(SKF_AD_OFF + SKF_AD_PKTTYPE)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, PACKET_OUTGOING, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, HEADER_BYTES),
+        BPF_STMT(BPF_RET | BPF_K, 0),
+    };
+    struct sock_fprog filter = {sizeof only_outgoing / sizeof *only_outgoing, only_outgoing};
+    size_t bytes = (size_t)NOTES * NOTE_BYTES;
+    struct tpacket_req request = {
+        .tp_block_size = (unsigned)bytes, .tp_block_nr = 1, .tp_frame_size = NOTE_BYTES, .tp_frame_nr = NOTES};
+    int version = TPACKET_V2;
+    struct ifreq device = {0};
+    snprintf(device.ifr_name, sizeof device.ifr_name, "%s", interface);
+    if (ioctl(file, SIOCGIFINDEX, &device) != 0) fail("cannot find", interface);
+    struct sockaddr_ll address = {
+        .sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ALL), .sll_ifindex = device.ifr_ifindex};
+    if (setsockopt(file, SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof filter) != 0 ||
+        setsockopt(file, SOL_PACKET, PACKET_VERSION, &version, sizeof version) != 0 ||
+        setsockopt(file, SOL_PACKET, PACKET_RX_RING, &request, sizeof request) != 0)
+        fail("cannot have times noted of", interface);
+    unsigned char *ring = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (ring == MAP_FAILED || bind(file, (struct sockaddr *)&address, sizeof address) != 0)
+        fail("cannot have times noted of", interface);
+    return ring;
+}
+
+static struct tpacket2_hdr *note_at(const struct notes *notes, unsigned number) {
+    return (struct tpacket2_hdr *)(notes->ring + (size_t)(number % NOTES) * NOTE_BYTES);
+}
+
+static int is_of(const struct tpacket2_hdr *note, const struct frame *frame) {
+    const unsigned char *noted = (const unsigned char *)note + note->tp_mac;
+    return note->tp_len == frame->bytes - PREFIX_BYTES &&
+           memcmp(noted, frame->data + PREFIX_BYTES, note->tp_snaplen) == 0;
+}
+
+/* When the frame was given to its device. Notes come in the order of frames; those of frames that never came are passed
+ * over. A frame without a note, because the ring was full, was given just now. */
+static uint64_t given_ns(struct notes *notes, const struct frame *frame) {
+    for (unsigned number = notes->next; number - notes->next < NOTES; number++) {
+        const struct tpacket2_hdr *note = note_at(notes, number);
+        if (!(__atomic_load_n(&note->tp_status, __ATOMIC_ACQUIRE) & TP_STATUS_USER)) break;
+        if (!is_of(note, frame)) continue;
+        uint64_t given = (uint64_t)note->tp_sec * NS_PER_S + note->tp_nsec;
+        for (; notes->next != number + 1; notes->next++)
+            __atomic_store_n(&note_at(notes, notes->next)->tp_status, TP_STATUS_KERNEL, __ATOMIC_RELEASE);
+        uint64_t clock = clock_ns(CLOCK_REALTIME), now = now_ns(); /* in this order nothing is noted too early */
+        return clock > given && clock - given < NS_PER_S ? now - (clock - given) : now; /* unless the clock was set */
+    }
+    return now_ns();
+}
+
 static void remove_names(int count, char *const *names) {
     char path[256];
     for (int i = 0; i < count; i++) {
@@ -168,7 +246,7 @@ static void enqueue(struct sender *sender) {
         sender->dropped++;
         return;
     }
-    uint64_t came_ns = now_ns();
+    uint64_t came_ns = given_ns(&sender->notes, frame);
     uint64_t starts_ns = queue->busy_until_ns > came_ns ? queue->busy_until_ns : came_ns;
     uint64_t sending_ns = link->bytes_per_s > 0 ? (uint64_t)(wire_bytes(frame) / link->bytes_per_s * 1e9) : 0;
     queue->busy_until_ns = starts_ns + sending_ns;
@@ -250,8 +328,22 @@ static int wait_until(struct sender *sender, uint64_t next_ns, int alone) {
     return 0;
 }
 
+/* The processors of the party whose frames these are, as `mpc/party.py` deals them out: a frame that has just been sent
+ * is passed on sooner there than where another party computes. Parties without processors of their own share all. */
+static void stand_by(const struct sender *sender) {
+    cpu_set_t all, own;
+    CPU_ZERO(&own);
+    if (sched_getaffinity(0, sizeof all, &all) != 0) return;
+    int each = CPU_COUNT(&all) / sender->link->parties, place = 0;
+    for (size_t cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (CPU_ISSET(cpu, &all) && place++ / (each > 0 ? each : 1) == sender->party) CPU_SET(cpu, &own);
+    }
+    if (each > 0) sched_setaffinity(0, sizeof own, &own);
+}
+
 static void *pass_on(void *argument) {
     struct sender *sender = argument;
+    stand_by(sender);
     int ended = 0;
     while (!ended) {
         take_frames(sender);
@@ -268,11 +360,12 @@ static void open_link(struct link *link, const char *interface, char *const *nam
         enter(names[i]);
         apply_settings();
         link->devices[i] = new_device(interface, link->bytes_per_s == 0 || link->bytes_per_s >= PIECES_BYTES_PER_S);
+        link->notes[i] = new_notes(interface);
     }
 }
 
 static void start(pthread_t *thread, struct sender *sender, const struct link *link, int party) {
-    *sender = (struct sender){.link = link, .party = party};
+    *sender = (struct sender){.link = link, .party = party, .notes = {.ring = link->notes[party]}};
     for (int to = 0; to < link->parties; to++) {
         if (to != party && (sender->queues[to] = calloc(1, sizeof(struct queue))) == NULL) fail("cannot", "allocate");
     }

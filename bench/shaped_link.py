@@ -15,6 +15,7 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -34,7 +35,7 @@ _NAME = re.compile(r"mpc-pareto-(?P<process>\d+)-\d+-\d+")
 _INTERFACE = "tap0"
 _QUEUED_FRAMES = 10_000  # between kernel and link program: a full TCP buffer, so that none is lost there
 _DEADLINE_S = 10.0  # for each step of setting up and tearing down; all of them take milliseconds
-_CAPABILITIES = {12: "CAP_NET_ADMIN", 21: "CAP_SYS_ADMIN"}  # bits of linux/capability.h
+_CAPABILITIES = {12: "CAP_NET_ADMIN", 13: "CAP_NET_RAW", 21: "CAP_SYS_ADMIN"}  # bits of linux/capability.h
 _SYSTEM_FOLDERS = ":/usr/local/sbin:/usr/sbin:/sbin"  # where `ip` is, and what a user's PATH may lack
 
 _numbers = itertools.count()
@@ -76,6 +77,10 @@ def why_not() -> str | None:
         os.close(os.open(_TUN, os.O_RDWR))
     except OSError as error:
         return f"a shaped link needs {_TUN} ({error.strerror}): modprobe tun, or give the container --device {_TUN}"
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()
+    except OSError as error:
+        return f"a shaped link needs packet sockets ({error.strerror}): modprobe af_packet"
     if _find("ip") is None:
         return "a shaped link needs the command ip: install the package iproute2"
     if _find("cc") is None:
