@@ -243,17 +243,15 @@ def draw_networks(seed: int, count: int, protocols: str) -> tuple[NetworkWorkloa
 def spread_networks(seed: int, count: int, protocols: str) -> tuple[NetworkWorkload, ...]:
     """Networks as `draw_networks` has them, but evenly: a few have every depth, width, image size and batch."""
     generator, space = random.Random(seed), _SPACES[protocols]
-    decks = (
+    dealt = zip(
         _deck(generator, space.depths, count),
         _deck(generator, space.images_px, count),
         _deck(generator, space.dims, count),
         _deck(generator, space.batches, count),
+        _deck(generator, space.activations, count),
+        strict=True,
     )
-    activations = _deck(generator, space.activations, count)
-    return tuple(
-        _network(generator, f"spread-{seed}-{number}", *sizes)
-        for number, sizes in enumerate(zip(*decks, activations, strict=True))
-    )
+    return tuple(_network(generator, f"spread-{seed}-{number}", *sizes) for number, sizes in enumerate(dealt))
 
 
 def _deck(generator: random.Random, options: tuple[_Option, ...], count: int) -> list[_Option]:

@@ -99,6 +99,7 @@ def _inside_of(rows: Vector, usual: InNetwork) -> InNetwork:
     prior = np.diag(math.sqrt(_PRIOR) * np.sqrt(np.mean(relative**2, axis=0)))[1:]
     matrix = np.concatenate([relative, prior])
     norms = np.linalg.norm(matrix, axis=0)
+    norms[norms == 0] = 1.0  # a law may say 0 seconds of all that was timed
     wanted = np.concatenate([np.ones(len(rows)), prior @ astuple(usual)])
     more_s, times, byte_s = nnls(matrix / norms, wanted)[0] / norms
     return InNetwork(float(more_s), float(times), float(byte_s))

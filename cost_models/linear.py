@@ -135,7 +135,7 @@ class InNetwork:
     """What an operation takes inside a network, beside what it takes alone.
 
     That is `more_s` seconds more, `times` as long, and `byte_s` for each byte that it sends, reads and makes: alone it
-    finds them near, in a network others have been there since. Raises ValueError for a negative number.
+    finds them near, in a network others have been there since. Raises ValueError for what is no number >= 0.
     """
 
     more_s: float = 0.0
@@ -158,9 +158,9 @@ class CostModel:
     `operations` holds coefficients by `model_key`, those of unswept operations under POOLED, of operations alone, run
     again and again; `correction` is what similar operations took beyond that. Inside a network an operation finds the
     caches, and rare code, as others left them: it takes `in_networks[key].seconds`, by `model_key` or, for other
-    operations, POOLED. `wake_s` is what resuming costs after a long sleep for a message;
-    `threads` is that of each party. `link_spread` is None where nothing was measured on links: intervals then hold
-    compute alone. Raises ValueError for an unknown feature or a negative coefficient.
+    operations, POOLED. `wake_s` is what resuming costs after a long sleep for a message; `threads` is that of each
+    party. `link_spread` is None where nothing was measured on links: intervals then hold compute alone. Raises
+    ValueError for an unknown feature or a negative coefficient.
     """
 
     operations: Mapping[str, Coefficients]

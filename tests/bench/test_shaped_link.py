@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import itertools
 import multiprocessing
 import os
@@ -13,14 +14,15 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 
 from bench import shaped_link as module
 from bench.shaped_link import shaped_link, why_not
 from mpc.awake import keep_awake
-from mpc.congestion import MTU_BYTES, PAYLOAD_SHARE
+from mpc.congestion import MTU_BYTES, PAYLOAD_SHARE, SEGMENT_BYTES
 from mpc.network import LOOPBACK, NetworkProfile, Wire, network
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -104,6 +106,31 @@ def transfer(namespace: str, host: str, pipe: Connection, payload_bytes: int) ->
     pipe.send(seconds)
 
 
+def frames(namespace: str, host: str, pipe: Connection, payload_bytes: int) -> None:
+    """How many frames this side sends with the payload; a piece of several segments is one."""
+    enter(namespace)
+    connection, _ = connect(host, payload_bytes)
+    connection.close()
+    counts = next(line for line in Path("/proc/thread-self/net/dev").read_text().splitlines() if "tap0:" in line)
+    pipe.send(int(counts.split(":")[1].split()[9]))
+
+
+def while_stopped(namespace: str, host: str, pipe: Connection, program: int) -> None:
+    """Seconds of a round trip whose first frame is sent while the link program is stopped, for 0.1 s."""
+    enter(namespace)
+    connection, _ = connect(host, 1)
+    with connection:
+        os.kill(program, signal.SIGSTOP)
+        try:
+            start_s = time.monotonic()
+            connection.sendall(b"?")
+            time.sleep(0.1)
+        finally:
+            os.kill(program, signal.SIGCONT)
+        connection.recv(1)
+        pipe.send(time.monotonic() - start_s)
+
+
 def between(wire: Wire, client: Any, argument: int, pair: tuple[int, int] = (0, 1)) -> Any:
     """What `client` reports from the first party of the pair, with a server at the second."""
     context = multiprocessing.get_context("spawn")
@@ -174,16 +201,21 @@ def test_payload_share_is_what_headers_leave_of_a_frame() -> None:
     assert MTU_BYTES - ip_bytes - tcp_bytes == pytest.approx(PAYLOAD_SHARE * (MTU_BYTES + ethernet_bytes))
 
 
+def _refuse(*_: object) -> NoReturn:
+    raise OSError(errno.ENODEV, "No such device")
+
+
 @pytest.mark.parametrize(
     ("change", "advice"),
     [
         (("_missing_capabilities", lambda: "CAP_NET_ADMIN"), "needs root .*CAP_NET_ADMIN.* sudo"),
         (("_TUN", Path("/dev/net/absent")), "/dev/net/absent .*No such file.* modprobe tun"),
+        (("socket", SimpleNamespace(AF_PACKET=0, SOCK_RAW=0, socket=_refuse)), "packet sockets .*No such device"),
         (("_find", lambda command: None if command == "ip" else command), "command ip: install .*iproute2"),
         (("_find", lambda command: None if command == "cc" else command), "compiler cc.*: install .*gcc"),
         (("_find", lambda _: "false"), "cannot be built: cc failed"),
     ],
-    ids=["rights", "tun", "ip", "cc", "compile"],
+    ids=["rights", "tun", "packets", "ip", "cc", "compile"],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="names what Linux lacks")
 def test_what_a_machine_lacks_is_one_line_with_advice(
@@ -245,6 +277,38 @@ def test_a_transfer_has_the_rate_less_headers(rate_mbit: float) -> None:
     with shaped_link(link_of(rate_mbit, 0.5)) as wire:
         rates = (payload_bytes * 8e-6 / between(wire, transfer, payload_bytes) for _ in range(TRIES))
         assert any(rate == pytest.approx(rate_mbit * PAYLOAD_SHARE, rel=0.05) for rate in rates)
+
+
+@pytest.mark.parties
+@needs_link
+@pytest.mark.parametrize(("rate_mbit", "in_pieces"), [(400, False), (1500, True)])
+def test_only_fast_links_carry_pieces_of_several_segments(rate_mbit: float, in_pieces: bool) -> None:
+    segments = 4_000_000 / SEGMENT_BYTES
+    with shaped_link(link_of(rate_mbit, 0.5)) as wire:
+        count = between(wire, frames, 4_000_000)
+    assert count < segments / 2 if in_pieces else count >= segments
+
+
+@pytest.mark.parties
+@needs_link
+def test_a_frame_travels_from_when_it_was_sent_and_not_from_when_the_program_got_to_it() -> None:
+    with shaped_link(link_of(400, 400)) as wire:
+        program = link_programs(wire.namespaces[0])[0]
+        seconds = [between(wire, while_stopped, program) for _ in range(TRIES)]
+    assert 0.4 <= min(seconds) < 0.45  # 0.1 s more if the stop held the frame up
+
+
+@pytest.mark.parties
+@needs_link
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor")
+def test_what_a_party_sends_is_passed_on_by_processors_that_are_its_own() -> None:
+    with shaped_link(link_of(400, 1)) as wire:
+        program = link_programs(wire.namespaces[0])[0]
+        threads = sorted(int(path.name) for path in Path(f"/proc/{program}/task").iterdir())
+        first, second = (os.sched_getaffinity(thread) for thread in threads if thread != program)
+    cores = sorted(os.sched_getaffinity(0))
+    half = len(cores) // 2
+    assert (first, second) == ({*cores[:half]}, {*cores[half : 2 * half]})
 
 
 @pytest.mark.parties
