@@ -59,8 +59,12 @@ def map_winners(
         str | None, typer.Option(help="accuracies asked of a run's networks, as 0.95,0.97: a panel each; the best")
     ] = None,
     accuracy_within: Annotated[
-        float, typer.Option(min=0.0, help="what a network may fall short of the accuracy asked for")
-    ] = 0.005,
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="what a network may fall short of the accuracy asked for; 0.005, or the best one's standard error",
+        ),
+    ] = None,
     bandwidth: Annotated[str, typer.Option(help="least and largest bandwidth, Mbit/s")] = "10,10000",
     round_trip: Annotated[str, typer.Option(help="least and largest round-trip time, ms")] = "0.1,200",
     points: Annotated[int, typer.Option(min=2, help="points along each axis")] = 60,

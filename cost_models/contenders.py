@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -40,8 +41,13 @@ def networks_that_compete(run: Path, cost_model: CostModel) -> tuple[list[Conten
     """
     known = _accuracies(run)
     contenders = [
-        Contender(name, _cost(ViTSpec.from_json(json.loads(spec.read_text())), cost_model), accuracy)
-        for name, (accuracy, _, spec) in known.items()
+        Contender(
+            name,
+            _cost(ViTSpec.from_json(json.loads(spec.read_text())), cost_model),
+            accuracy,
+            math.sqrt(accuracy * (1 - accuracy) / count),
+        )
+        for name, (accuracy, count, spec) in known.items()
     ]
     images = sorted({count for _, count, _ in known.values()})
     return contenders, f"plain test accuracy, {' to '.join(map(str, images[:: max(1, len(images) - 1)]))} images"

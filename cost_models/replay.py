@@ -181,27 +181,41 @@ class _Wire:
 
     def carry(self, message: Message, traffic: PhaseTraffic, begun_s: Sequence[float]) -> list[tuple[float, float]]:
         """When the first and the last bytes are there that each party waits for, from when each began to send."""
+        parties = len(begun_s)
+        if message.collective == "gather":
+            pairs = [(party, message.root) for party in range(parties) if party != message.root]
+        else:
+            pairs = [(party, (party + 1) % parties) for party in range(parties)] if self._gloo else list(self._flows)
+        pairs = [(sender, receiver) for sender, receiver in pairs if traffic.bytes[sender]]
+        if self._gloo:
+            return self._in_steps(pairs, traffic, begun_s)
         arrivals_s = [(begun, begun) for begun in begun_s]
-        for sender, receiver in self._pairs(message, len(begun_s)):
-            if not traffic.bytes[sender]:
-                continue
-            # A ring's steps depend on both ends: nothing moves before the last party has come.
-            from_s = max(begun_s) if self._gloo else begun_s[sender]
-            size_bytes = traffic.bytes[sender]
-            if not self._gloo:  # each of the others gets a copy, with a header
-                size_bytes = HEADER_BYTES + sum(message.payload_bytes)
-            hops_before_s = self.delay_s(max(0, traffic.hops[receiver] - 1))
-            last_s = self._flows[sender, receiver].due_s(from_s, size_bytes) + hops_before_s
+        size_bytes = HEADER_BYTES + sum(message.payload_bytes)  # each of the others gets a copy
+        for sender, receiver in pairs:
+            last_s = self._flows[sender, receiver].due_s(begun_s[sender], size_bytes)
             if last_s > arrivals_s[receiver][1]:
-                arrivals_s[receiver] = from_s + self.delay_s(traffic.hops[receiver]), last_s
+                arrivals_s[receiver] = begun_s[sender] + self.delay_s(1), last_s
         return arrivals_s
 
-    def _pairs(self, message: Message, parties: int) -> list[tuple[int, int]]:
-        if message.collective == "gather":
-            return [(party, message.root) for party in range(parties) if party != message.root]
-        if self._gloo:
-            return [(party, (party + 1) % parties) for party in range(parties)]
-        return list(self._flows)
+    def _in_steps(
+        self, pairs: Sequence[tuple[int, int]], traffic: PhaseTraffic, begun_s: Sequence[float]
+    ) -> list[tuple[float, float]]:
+        """A collective of gloo: every step is an announcement by who receives, and a part of the data.
+
+        A step depends on both ends: none begins before all have come, and have what the step before brought.
+        """
+        ready_s = came_s = max(begun_s)
+        steps = max(traffic.hops) // 2
+        for _ in range(steps):
+            announced_s = ready_s + self.delay_s(1)
+            for sender, receiver in pairs:
+                flow = self._flows[sender, receiver]
+                ready_s = max(ready_s, flow.due_s(announced_s, traffic.bytes[sender] / steps))
+        waiting = {receiver for _, receiver in pairs}
+        return [
+            (came_s + self.delay_s(traffic.hops[party]), ready_s) if party in waiting else (begun, begun)
+            for party, begun in enumerate(begun_s)
+        ]
 
 
 class _Timeline:

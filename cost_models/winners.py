@@ -15,16 +15,20 @@ from cost_models.linear import Cost, CostModel
 from mpc.network import PROFILES, NetworkProfile, network
 
 Floats = NDArray[np.float64]
-ACCURACY_WITHIN = 0.005  # half a point
+LEAST_WITHIN = 0.005  # half a point
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """What may win: its cost, and its measured accuracy as a fraction (None for an attention kind, which has none)."""
+    """What may win: its cost, and its measured accuracy as a fraction, with the standard error that the images leave.
+
+    An attention kind has neither.
+    """
 
     name: str
     cost: Cost
     accuracy: float | None = None
+    standard_error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +115,21 @@ def winner_map(
     cost_model: CostModel,
     plane: Plane,
     accuracies: Sequence[float] = (),
-    accuracy_within: float = ACCURACY_WITHIN,
+    accuracy_within: float | None = None,
     accuracy_source: str | None = None,
 ) -> dict[str, Any]:
     """The record of a map: for each of `accuracies` a panel in which those no less accurate compete.
 
-    `accuracy_within` is what a network may fall short of the accuracy asked for. Without `accuracies` it is the best of
-    the contenders; where none has an accuracy, all compete in one panel. Raises ValueError where nothing competes.
+    `accuracy_within` is what a network may fall short of the accuracy asked for: by default half a point, or the
+    standard error of the best accuracy where that is larger, since images that few do not tell two networks apart.
+    Without `accuracies` the best of the contenders is asked for; where none has an accuracy, all compete in one panel.
+    Raises ValueError where nothing competes.
     """
-    known = [contender.accuracy for contender in contenders if contender.accuracy is not None]
-    levels: list[float | None] = [*accuracies] or ([max(known)] if known else [None])
+    known = [(one.accuracy, one.standard_error) for one in contenders if one.accuracy is not None]
+    best = max(known, default=None)
+    levels: list[float | None] = [*accuracies] or [best[0] if best else None]
+    least_within = max(LEAST_WITHIN, best[1]) if best else LEAST_WITHIN
+    within = least_within if accuracy_within is None else accuracy_within
     seconds = seconds_on_plane(contenders, cost_model, plane)
     return {
         "schema": 1,
@@ -131,7 +140,7 @@ def winner_map(
         "plane": {"bandwidth_mbit": plane.bandwidths, "round_trip_ms": plane.round_trips},
         "profiles": plane.profiles(),
         "contenders": [_contender_json(contender) for contender in contenders],
-        "panels": [_panel(contenders, seconds, level, accuracy_within) for level in levels],
+        "panels": [_panel(contenders, seconds, level, within) for level in levels],
         "scheme": cost_model.scheme.to_json(),
         "machine": dict(cost_model.machine),
     }

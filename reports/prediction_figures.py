@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from reports.provenance import footer, mode_by_network
 from reports.records import CalibrationRecord, CandidateRecord, RemeasuredRecord, ScoresRecord
@@ -31,6 +32,7 @@ from reports.style import (
 )
 
 BAND = 0.1
+_FEW_DECADES = 50  # axes that span less have labels between the powers of ten
 MODEL = "cost model"
 REPLAY, REPLAYS = "replay", "replays"  # a group that the cost model does not predict: replay of loopback runs does
 FOUND, FRONT = "networks found", "front of a search"
@@ -219,6 +221,11 @@ def _draw(axes: Axes, known: Sequence[Pair]) -> tuple[float, float]:
     axes.plot(line, line, color=INK, linewidth=0.9)
     _scatter(axes, known, lambda _, seconds: seconds)
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(NullFormatter())
+        if ends[1] < _FEW_DECADES * ends[0]:
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     return ends
 
 

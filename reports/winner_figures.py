@@ -80,7 +80,7 @@ def _title(record: WinnerMapRecord, panel: WinnersRecord) -> str:
         return f"fastest of {len(panel['contenders'])} {record['what']}; accuracy is not compared"
     within = 100 * (panel["accuracy_within"] or 0.0)
     count = f"{len(panel['contenders'])} of {len(record['contenders'])} networks compete"
-    return f"accuracy at least {100 * panel['accuracy']:.1f} % less {within:g} points: {count}"
+    return f"accuracy at least {100 * panel['accuracy']:.1f} % less {within:.2g} points: {count}"
 
 
 def _shades(record: WinnerMapRecord) -> dict[int, str]:

@@ -8,7 +8,7 @@ import pytest
 
 from cost_models.replay import Replay, fit_wake, replay
 from cost_models.waking import HALF_COLD_S
-from mpc.congestion import Tcp
+from mpc.congestion import SEGMENT_BYTES, Tcp
 from mpc.elapsed import together_s
 from mpc.ledger import LogEntry, MessageLog, Span
 from mpc.network import LOOPBACK, NetworkProfile
@@ -144,6 +144,18 @@ def test_gloo_crosses_the_link_once_for_every_hop() -> None:
     assert replay(logs, LINK, WIDE).online.total_s == pytest.approx(1 + 2 * 0.5 + 0.25)
     slow = NetworkProfile("slow", 0.5, 16.0, "test")
     assert replay(logs, slow, WIDE).online.total_s == pytest.approx(1 + 2 * 0.5 + 1)
+
+
+def test_gloo_sends_half_of_a_tensor_and_then_the_other_half() -> None:
+    logs = [
+        MessageLog(party, 2, (entry("mean", 32_000, 1.0, 1.0, 1.0, "all_reduce"),), online_s=1.0, dealer_s=0.0)
+        for party in (0, 1)
+    ]
+    far = NetworkProfile("far", 0.5, 1e6, "test")
+    # A window of two segments holds a half. One of a single segment holds up each half; the whole would wait three times.
+    for segments, stalls in ((2, 0), (1, 2)):
+        tcp = Tcp(initial_window_bytes=segments * SEGMENT_BYTES, growth=1.0, payload_share=1.0)
+        assert replay(logs, far, tcp).online.total_s == pytest.approx(1 + 4 * 0.5 + 0.032 + stalls * 1.0, abs=0.02)
 
 
 # Over direct the others send at 1 s and, the link being free again, at 2.024; over gloo the root asks, which is a delay

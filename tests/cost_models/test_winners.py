@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,17 @@ def test_only_networks_that_reach_the_accuracy_compete() -> None:
     assert default["runner_up"] == default["ratio"] == [[None] * 5] * 5  # alone
     with pytest.raises(ValueError, match=r"no network reaches an accuracy of 0\.99 .*the best has 0\.9800"):
         winner_map("networks", networks, MODEL, SMALL, [0.99])
+
+
+@pytest.mark.parametrize(("standard_error", "competing"), [(0.002, [0, 1]), (0.01, [0, 1, 2])])
+def test_accuracies_that_few_images_do_not_tell_apart_are_equal(standard_error: float, competing: list[int]) -> None:
+    networks = [
+        replace(contender(str(accuracy), 10, 1000, accuracy=accuracy), standard_error=standard_error)
+        for accuracy in (0.98, 0.976, 0.971, 0.9)
+    ]
+    (panel,) = winner_map("networks", networks, MODEL, SMALL)["panels"]
+    assert panel["contenders"] == competing
+    assert panel["accuracy_within"] == max(0.005, standard_error)
 
 
 def test_named_networks_lie_on_the_plane() -> None:

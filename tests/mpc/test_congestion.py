@@ -63,24 +63,34 @@ def test_a_lone_segment_is_acknowledged_with_the_first_of_the_answer() -> None:
 def test_a_window_stays_wide_while_it_is_used_and_is_halved_by_each_timeout_of_idling() -> None:
     flow = fresh()
     flow.due_s(0.0, 310_000)
-    flow.due_s(0.5, 1_000)
-    wide_bytes = flow.window_bytes
-    assert wide_bytes >= 80_000
-    flow.due_s(0.501 + 2.5 * TIMEOUT_S, 1_000)
-    assert flow.window_bytes == pytest.approx(wide_bytes / 4)
+    for number in range(100):
+        flow.due_s(0.5 + 0.05 * number, 1_000)
+    assert flow.window_bytes == 320_000
+    flow.due_s(0.5 + 99 * 0.05 + 2.5 * TIMEOUT_S, 1_000)
+    assert flow.window_bytes == pytest.approx(320_000 / 4)
     flow.due_s(100.0, 1_000)
     assert flow.window_bytes == TCP.initial_window_bytes
 
 
-def test_a_window_that_is_not_used_moves_to_what_is() -> None:
+def test_all_of_a_message_that_the_window_held_back_widens_it() -> None:
     flow = fresh()
-    flow.due_s(0.0, 310_000)
-    widths = []
-    for number in range(1, 100):
-        flow.due_s(0.5 + number * 0.05, 1_000)
-        widths.append(flow.window_bytes)
-    assert widths == sorted(widths, reverse=True)
-    assert widths[0] > 80_000 and widths[-1] < 1.1 * TCP.initial_window_bytes
+    flow.due_s(0.0, 30_000)  # two flights, of 10 and of 20 segments
+    flow.due_s(0.2, 1)
+    assert flow.window_bytes == 40_000
+
+
+def test_after_round_trips_that_queued_idling_lasts_longer_before_it_counts() -> None:
+    def after_half_a_second(smalls: int) -> float:
+        flow, last_s = fresh(), 0.6
+        flow.due_s(0.0, 310_000)
+        flow.due_s(last_s, 310_000)  # the last of it is acknowledged 200 ms after it was sent
+        for number in range(smalls):
+            last_s = 0.9 + 0.05 * number
+            flow.due_s(last_s, 1_000)
+        flow.due_s(last_s + 0.5, 1_000)
+        return flow.window_bytes
+
+    assert after_half_a_second(100) == pytest.approx(after_half_a_second(0) / 4)
 
 
 def test_what_a_message_adds_to_a_window_is_bounded_by_what_was_on_its_way() -> None:
