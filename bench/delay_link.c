@@ -59,6 +59,7 @@ static const uint64_t NS_PER_S = 1000000000;
 /* From here on, 64 kB pass in half a millisecond or less. TCP then hands over several segments in one piece, which
  * arrives as one, when its last bit does. Segment by segment, passing them on takes longer than a fast link does. */
 static const double PIECES_BYTES_PER_S = 125e6;
+static const uint64_t LEAST_LOOK_NS = 10000;
 static const uint64_t MAX_LATE_NS = 100000; /* more is another program's doing, and no reason to stay awake */
 
 struct frame {
@@ -269,11 +270,12 @@ static void take_frames(struct sender *sender) {
     }
 }
 
-/* The quartile that three of four are above, lately: a step down is three times one up. */
-static void take_into_quartile(uint64_t *quartile_ns, uint64_t taken_ns) {
-    uint64_t step_ns = *quartile_ns / 16 + 250;
-    if (taken_ns > *quartile_ns) *quartile_ns += step_ns / 3;
-    else *quartile_ns -= step_ns < *quartile_ns ? step_ns : *quartile_ns;
+/* The quartile that `above` of four are above, lately, 1 or 3: a step to the rarer side is three times as long. */
+static void take_into_quartile(uint64_t *quartile_ns, uint64_t taken_ns, uint64_t above) {
+    uint64_t step_ns = *quartile_ns / 48 + 80, up_ns = (4 - above) * step_ns, down_ns = above * step_ns;
+    if (*quartile_ns == 0) *quartile_ns = taken_ns / 2;
+    else if (taken_ns > *quartile_ns) *quartile_ns += up_ns;
+    else *quartile_ns -= down_ns < *quartile_ns ? down_ns : *quartile_ns;
 }
 
 /* Hands over the frames that are due; returns when the next one is, UINT64_MAX for an empty queue. The receiver has a
@@ -289,13 +291,14 @@ static uint64_t deliver(struct sender *sender, struct queue *queue, int device) 
         free(frame);
         uint64_t begun_ns = now;
         now = now_ns();
-        take_into_quartile(handing_ns, now - begun_ns);
+        take_into_quartile(handing_ns, now - begun_ns, 3);
     }
     return UINT64_MAX;
 }
 
-/* Also says in `alone` whether the next frame is the last in its queue for now. */
-static uint64_t deliver_all(struct sender *sender, int *alone) {
+/* Also says in `last` whether the next frame may be the last but one of a message, or the last: a shorter or none
+ * follows. */
+static uint64_t deliver_all(struct sender *sender, int *last) {
     uint64_t next_ns = UINT64_MAX;
     for (int to = 0; to < sender->link->parties; to++) {
         if (to == sender->party) continue;
@@ -303,27 +306,30 @@ static uint64_t deliver_all(struct sender *sender, int *alone) {
         uint64_t due_ns = deliver(sender, queue, sender->link->devices[to]);
         if (due_ns >= next_ns) continue;
         next_ns = due_ns;
-        *alone = queue->end - queue->first == 1;
+        const struct frame *next = queue->ring[queue->first % QUEUE_FRAMES];
+        *last = queue->end - queue->first == 1 || queue->ring[(queue->first + 1) % QUEUE_FRAMES]->bytes < next->bytes;
     }
     return next_ns;
 }
 
 /* Waits for a frame from the party or for `next_ns`; returns whether the link ends. A processor at rest wakes late:
- * before a frame that is `alone`, the sleep is shorter by as much as the sleeps before it were late, and the rest of
+ * before a frame that is `last`, the sleep is shorter by as much as the sleeps before it were late, and the rest of
  * the time is spent awake. Within a message of many frames it does not matter when each is handed over, and the
  * processor is the parties'. */
-static int wait_until(struct sender *sender, uint64_t next_ns, int alone) {
+static int wait_until(struct sender *sender, uint64_t next_ns, int last) {
     struct pollfd polled[] = {
-        {.fd = sender->link->devices[sender->party], .events = POLLIN},
         {.fd = sender->link->ending, .events = POLLIN},
+        {.fd = sender->link->devices[sender->party], .events = POLLIN},
     };
-    uint64_t now = now_ns(), left_ns = next_ns > now ? next_ns - now : 0;
-    uint64_t early_ns = alone ? sender->late_ns : 0;
+    uint64_t now = now_ns(), left_ns = next_ns > now ? next_ns - now : 0, look_ns = sender->link->delay_ns / 2;
+    int busy = next_ns != UINT64_MAX && look_ns >= LEAST_LOOK_NS;
+    if (busy && left_ns > look_ns) next_ns = now + look_ns, left_ns = look_ns, last = 0;
+    uint64_t early_ns = !last ? 0 : sender->late_ns < sender->link->delay_ns / 8 ? sender->late_ns : sender->link->delay_ns / 8;
     uint64_t sleep_ns = left_ns > early_ns ? left_ns - early_ns : 0;
     struct timespec sleep = {.tv_sec = (time_t)(sleep_ns / NS_PER_S), .tv_nsec = (long)(sleep_ns % NS_PER_S)};
-    if (ppoll(polled, 2, next_ns == UINT64_MAX ? NULL : &sleep, NULL) != 0) return polled[1].revents != 0;
+    if (ppoll(polled, busy ? 1 : 2, next_ns == UINT64_MAX ? NULL : &sleep, NULL) != 0) return polled[0].revents != 0;
     uint64_t late_ns = now_ns() - now - sleep_ns;
-    if (sleep_ns > 0) sender->late_ns = (7 * sender->late_ns + (late_ns < MAX_LATE_NS ? late_ns : MAX_LATE_NS)) / 8;
+    if (sleep_ns > 0) take_into_quartile(&sender->late_ns, late_ns < MAX_LATE_NS ? late_ns : MAX_LATE_NS, 1);
     while (now_ns() < next_ns) continue;
     return 0;
 }
@@ -346,10 +352,11 @@ static void *pass_on(void *argument) {
     stand_by(sender);
     int ended = 0;
     while (!ended) {
+        int last = 0;
+        deliver_all(sender, &last); /* before those that have come since: they can wait for their delay */
         take_frames(sender);
-        int alone = 0;
-        uint64_t next_ns = deliver_all(sender, &alone);
-        ended = wait_until(sender, next_ns, alone);
+        uint64_t next_ns = deliver_all(sender, &last);
+        ended = wait_until(sender, next_ns, last);
     }
     return NULL;
 }

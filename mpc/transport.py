@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 from zlib import crc32
 
-from mpc.congestion import Flow
+from mpc.congestion import SEGMENT_BYTES, Flow
 from mpc.network import NetworkProfile
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ _DUE = struct.Struct("<d")  # of an emulated link: when the message is due
 _MAGIC = 0x4D50434C
 HEADER_BYTES = _HEADER.size
 _PR_SET_TIMERSLACK = 29  # Linux, include/uapi/linux/prctl.h
+_LAST_PIECE_BYTES = 64 << 10  # what a network brings at once: whoever waits for its last bit can read none of it before
 _TLS_PIECE_BYTES = 64 << 10  # OpenSSL wants a blocked write repeated whole, so a write is never long
 
 
@@ -150,13 +151,14 @@ class Link:
 
 
 class _Transfer:
-    """A message on its way: `parts` is what is left of it, `wants` what to wait for, `due_s` until when to hold it."""
+    """A message on its way: `parts` is what is left of it, `wants` what to wait for; before `due_s`, not for `held`."""
 
-    __slots__ = ("due_s", "link", "parts", "wants")
+    __slots__ = ("due_s", "held", "link", "parts", "wants")
 
     def __init__(self, link: Link, wants: int) -> None:
         self.link = link
         self.due_s = 0.0
+        self.held: memoryview | None = None
         self.parts: list[memoryview] = []
         self.wants = wants
 
@@ -227,8 +229,7 @@ class _Incoming(_Transfer):
             if view.readonly:
                 raise ValueError("a message is received into a writable buffer; this one is read-only")
             self.length_bytes = len(view)
-            if len(view):
-                self.parts.append(view)
+            self._expect(view)
 
     def move(self) -> int:
         """Read; a header that has arrived whole is checked before anything more is waited for."""
@@ -255,9 +256,18 @@ class _Incoming(_Transfer):
         link.messages_received += 1
         if link.header_bytes > HEADER_BYTES:
             (self.due_s,) = _DUE.unpack_from(self.header, HEADER_BYTES)
-        if not known and length_bytes:
+        if not known:
             self.payload = bytearray(length_bytes)
-            self.parts.append(memoryview(self.payload))
+            self._expect(memoryview(self.payload))
+
+    def _expect(self, payload: memoryview) -> None:
+        """Read the payload next; on an emulated network the last piece of a long one only when it is due."""
+        held = self.link.header_bytes > HEADER_BYTES and len(payload) > SEGMENT_BYTES
+        first_bytes = max(0, len(payload) - _LAST_PIECE_BYTES) if held else len(payload)
+        if first_bytes:
+            self.parts.append(payload[:first_bytes])
+        if first_bytes < len(payload):
+            self.held = payload[first_bytes:]
 
 
 def exchange_all(messages: Iterable[tuple[Link, ReadableBuffer | None, WriteableBuffer | None]], tag: int) -> None:
@@ -274,17 +284,17 @@ def exchange_all(messages: Iterable[tuple[Link, ReadableBuffer | None, Writeable
     _complete(transfers)
 
 
-def _complete(transfers: list[_Transfer]) -> None:
-    """Run all transfers to their ends, waiting only when none of them can move, or has to be held."""
+def _complete(transfers: Sequence[_Transfer]) -> None:
+    """Run all transfers to their ends, waiting only when none of them can move, or what is left is due later."""
     due_s = 0.0
     while transfers:
         moved = False
         for transfer in transfers:
-            moved |= transfer.step()
+            moved |= bool(transfer.parts) and transfer.step()
         if not moved:
             _wait(transfers)
         due_s = max(due_s, *[transfer.due_s for transfer in transfers])
-        transfers = [transfer for transfer in transfers if transfer.parts]
+        transfers = [transfer for transfer in transfers if transfer.parts or transfer.held is not None]
     if due_s:
         _hold_until(due_s)
 
@@ -305,7 +315,21 @@ def _demand_prompt_wakes() -> None:
 
 
 def _wait(transfers: Sequence[_Transfer]) -> None:
-    """Sleep until a socket is ready for one of `transfers`."""
+    """Sleep until a socket is ready for one of `transfers`, or a piece that is held becomes due."""
+    waiting = [transfer for transfer in transfers if transfer.parts]
+    held = [transfer for transfer in transfers if not transfer.parts]
+    next_s = min((transfer.due_s for transfer in held), default=math.inf)
+    if waiting:
+        _wait_for_sockets(waiting, next_s)
+    else:
+        _hold_until(next_s)
+    for transfer in held:
+        if transfer.held is not None and transfer.due_s <= time.monotonic():
+            transfer.parts, transfer.held = [transfer.held], None
+
+
+def _wait_for_sockets(transfers: Sequence[_Transfer], until_s: float) -> None:
+    """Sleep until a socket is ready, or the last millisecond before `until_s`; TransportError after a deadline."""
     wants: dict[int, int] = {}
     for transfer in transfers:
         descriptor = transfer.link.fileno()
@@ -317,7 +341,10 @@ def _wait(transfers: Sequence[_Transfer]) -> None:
     if spin_s and _spin(poller, spin_s):
         return
     deadline_s = min(transfer.link.deadline_s for transfer in transfers)
-    if not poller.poll(None if math.isinf(deadline_s) else deadline_s * 1000):
+    left_s = until_s - time.monotonic()
+    if left_s < deadline_s:
+        poller.poll(max(0, math.floor(left_s * 1000)))
+    elif not poller.poll(None if math.isinf(deadline_s) else deadline_s * 1000):
         peers = ", ".join(sorted({str(transfer.link.peer) for transfer in transfers}))
         raise TransportError(f"party {peers} was silent for {deadline_s:g} s")
 

@@ -152,7 +152,7 @@ def test_gloo_sends_half_of_a_tensor_and_then_the_other_half() -> None:
         for party in (0, 1)
     ]
     far = NetworkProfile("far", 0.5, 1e6, "test")
-    # A window of two segments holds a half. One of a single segment holds up each half; the whole would wait three times.
+    # A window of two segments holds a half. One of a single segment holds up each half (the whole: three times).
     for segments, stalls in ((2, 0), (1, 2)):
         tcp = Tcp(initial_window_bytes=segments * SEGMENT_BYTES, growth=1.0, payload_share=1.0)
         assert replay(logs, far, tcp).online.total_s == pytest.approx(1 + 4 * 0.5 + 0.032 + stalls * 1.0, abs=0.02)

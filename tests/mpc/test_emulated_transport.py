@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
+import os
 import socket
+import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -69,6 +73,37 @@ def test_bytes_take_their_time_at_the_rate() -> None:
         start_s = time.monotonic()
         both(lambda: zero.send(bytes(50_000), 1), lambda: one.receive_into(bytearray(50_000), 1))
         assert time.monotonic() - start_s >= 0.05
+
+
+def unread(link: Link) -> int:
+    """Bytes that have arrived and were not read."""
+    return int.from_bytes(fcntl.ioctl(link.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+@pytest.mark.parametrize(("size", "held"), [(50_000, 50_000), (100_000, 64 << 10)])
+def test_the_last_piece_of_a_message_is_read_when_it_is_due(size: int, held: int) -> None:
+    zero, one = pair_on(NetworkProfile("farther", 0.5, math.inf, ""))
+    with zero, one:
+        seen = bytearray(size)
+
+        def later() -> int:
+            time.sleep(0.25)
+            return unread(one)
+
+        _, _, waiting = both(lambda: zero.send(b"m" * size, 1), lambda: one.receive_into(seen, 1), later)
+        assert waiting == held
+        assert seen == b"m" * size and unread(one) == 0
+
+
+def test_small_socket_buffers_hold_nobody_up() -> None:
+    zero, one = pair_on(FAR)
+    with zero, one:
+        for link in (zero, one):
+            with socket.socket(fileno=os.dup(link.fileno())) as same:
+                same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        outgoing, seen = bytes(range(250)) * 2000, (bytearray(500_000), bytearray(500_000))
+        both(lambda: zero.exchange(outgoing, seen[0], 1), lambda: one.exchange(outgoing, seen[1], 1))
+        assert seen == (outgoing, outgoing)
 
 
 def test_payload_counts_are_those_of_a_plain_link(far: tuple[Link, Link]) -> None:
