@@ -52,6 +52,8 @@ enum {
     LAST_ADDRESS_BYTE = 5,     /* of the destination, which an Ethernet frame begins with */
     NOTES = 1 << 12,           /* of frames that this program has not read yet */
     NOTE_BYTES = 128,          /* when the frame was sent, and its first bytes */
+    LENGTH_AT = 2, CHECKSUM_AT = 10, SEQUENCE_AT = 4, OFFSET_AT = 12, FLAGS_AT = 13, /* where in a header */
+    FIN = 0x01, PSH = 0x08, CWR = 0x80,
     HEADER_BYTES = 54,         /* of Ethernet, IPv4 and TCP, which no two frames have in common */
 };
 
@@ -64,7 +66,7 @@ static const uint64_t MAX_LATE_NS = 100000; /* more is another program's doing, 
 
 struct frame {
     uint64_t due_ns;
-    size_t bytes;                        /* of `data`, prefix included */
+    size_t start, bytes;                 /* where it begins in `data`, and how long it is, prefix included */
     unsigned char data[MAX_FRAME_BYTES]; /* the memory holds no more than was read */
 };
 
@@ -229,11 +231,68 @@ static void remove_names(int count, char *const *names) {
 /* Bytes that the link carries for a frame: a piece of several segments has the headers of each. */
 static double wire_bytes(const struct frame *frame) {
     struct virtio_net_hdr prefix;
-    memcpy(&prefix, frame->data, sizeof prefix);
+    memcpy(&prefix, frame->data + frame->start, sizeof prefix);
     size_t bytes = frame->bytes - PREFIX_BYTES;
     if (prefix.gso_type == VIRTIO_NET_HDR_GSO_NONE || prefix.gso_size == 0) return (double)bytes;
     size_t segments = (bytes - prefix.hdr_len + prefix.gso_size - 1) / prefix.gso_size;
     return (double)(bytes + (segments - 1) * prefix.hdr_len);
+}
+
+static void write_16(unsigned char *at, unsigned value) {
+    at[0] = (unsigned char)(value >> 8);
+    at[1] = (unsigned char)value;
+}
+
+/* Gives an IPv4 packet its length, header included, and the checksum of its header. */
+static void set_length(unsigned char *ip, size_t bytes) {
+    write_16(ip + LENGTH_AT, (unsigned)bytes);
+    write_16(ip + CHECKSUM_AT, 0);
+    uint32_t sum = 0;
+    for (int i = 0; i < (ip[0] & 15) * 4; i += 2) sum += (uint32_t)ip[i] << 8 | ip[i + 1];
+    while (sum >> 16) sum = (sum & 0xffff) + (sum >> 16);
+    write_16(ip + CHECKSUM_AT, ~sum);
+}
+
+/* Takes the first two segments from a piece of more than three, as a frame of their own; NULL where there are no more.
+ * A receiver acknowledges two segments. Of the first piece on an idle link it would do so when all of the piece has come,
+ * and the sender's window would open too late. */
+static struct frame *split_off(struct frame *frame) {
+    struct virtio_net_hdr prefix;
+    memcpy(&prefix, frame->data, sizeof prefix);
+    if ((prefix.gso_type & ~VIRTIO_NET_HDR_GSO_ECN) != VIRTIO_NET_HDR_GSO_TCPV4) return NULL;
+    const size_t ip = PREFIX_BYTES + ETH_HLEN, tcp = ip + (frame->data[ip] & 15) * 4u;
+    const size_t headers = tcp + (frame->data[tcp + OFFSET_AT] >> 4) * 4u, first = 2u * prefix.gso_size;
+    if (frame->bytes <= headers + first + prefix.gso_size || first < headers) return NULL;
+    struct frame *head = malloc(offsetof(struct frame, data) + headers + first);
+    if (head == NULL) return NULL;
+    memcpy(head->data, frame->data, headers + first);
+    head->start = 0;
+    head->bytes = headers + first;
+    head->data[tcp + FLAGS_AT] &= (unsigned char)~(FIN | PSH);
+    set_length(head->data + ip, head->bytes - ip);
+    unsigned char *rest = frame->data + first;
+    memcpy(rest, frame->data, headers);
+    frame->start = first;
+    frame->bytes -= first;
+    uint32_t sequence;
+    memcpy(&sequence, rest + tcp + SEQUENCE_AT, sizeof sequence);
+    sequence = ntohl(sequence) + (uint32_t)first;
+    write_16(rest + tcp + SEQUENCE_AT, sequence >> 16);
+    write_16(rest + tcp + SEQUENCE_AT + 2, sequence);
+    rest[tcp + FLAGS_AT] &= (unsigned char)~CWR;
+    set_length(rest + ip, frame->bytes - ip);
+    return head;
+}
+
+/* A frame leaves after those before it in its direction. */
+static void append(const struct link *link, struct queue *queue, struct frame *frame, uint64_t came_ns) {
+    uint64_t starts_ns = queue->busy_until_ns > came_ns ? queue->busy_until_ns : came_ns;
+    uint64_t sending_ns = link->bytes_per_s > 0 ? (uint64_t)(wire_bytes(frame) / link->bytes_per_s * 1e9) : 0;
+    queue->busy_until_ns = starts_ns + sending_ns;
+    frame->due_ns = queue->busy_until_ns + link->delay_ns;
+    size_t needed = offsetof(struct frame, data) + frame->start + frame->bytes;
+    struct frame *kept = realloc(frame, needed); /* in place: many small frames must not take the room of large ones */
+    queue->ring[queue->end++ % QUEUE_FRAMES] = kept != NULL ? kept : frame;
 }
 
 /* Takes the spare frame, unless nobody is to have it. */
@@ -243,18 +302,14 @@ static void enqueue(struct sender *sender) {
     int to = frame->data[PREFIX_BYTES + LAST_ADDRESS_BYTE], multicast = frame->data[PREFIX_BYTES] & 1;
     if (multicast || to >= link->parties || to == sender->party) return;
     struct queue *queue = sender->queues[to];
-    if (queue->end - queue->first >= QUEUE_FRAMES) {
+    if (queue->end - queue->first >= QUEUE_FRAMES - 1) {
         sender->dropped++;
         return;
     }
     uint64_t came_ns = given_ns(&sender->notes, frame);
-    uint64_t starts_ns = queue->busy_until_ns > came_ns ? queue->busy_until_ns : came_ns;
-    uint64_t sending_ns = link->bytes_per_s > 0 ? (uint64_t)(wire_bytes(frame) / link->bytes_per_s * 1e9) : 0;
-    queue->busy_until_ns = starts_ns + sending_ns;
-    frame->due_ns = queue->busy_until_ns + link->delay_ns;
-    size_t needed = offsetof(struct frame, data) + frame->bytes;
-    struct frame *kept = realloc(frame, needed); /* in place: many small frames must not take the room of large ones */
-    queue->ring[queue->end++ % QUEUE_FRAMES] = kept != NULL ? kept : frame;
+    struct frame *head = queue->busy_until_ns > came_ns ? NULL : split_off(frame);
+    if (head != NULL) append(link, queue, head, came_ns);
+    append(link, queue, frame, came_ns);
     sender->spare = NULL;
 }
 
@@ -265,6 +320,7 @@ static void take_frames(struct sender *sender) {
         if (sender->spare == NULL) fail("cannot", "allocate");
         ssize_t bytes = read(device, sender->spare->data, sizeof sender->spare->data);
         if (bytes <= PREFIX_BYTES + LAST_ADDRESS_BYTE) return;
+        sender->spare->start = 0;
         sender->spare->bytes = (size_t)bytes;
         enqueue(sender);
     }
@@ -287,7 +343,7 @@ static uint64_t deliver(struct sender *sender, struct queue *queue, int device) 
         uint64_t *handing_ns = &sender->handing_ns[64 - __builtin_clzll(frame->bytes)];
         uint64_t begin_ns = frame->due_ns > *handing_ns ? frame->due_ns - *handing_ns : 0;
         if (begin_ns > now) return begin_ns;
-        if (write(device, frame->data, frame->bytes) != (ssize_t)frame->bytes) sender->dropped++;
+        if (write(device, frame->data + frame->start, frame->bytes) != (ssize_t)frame->bytes) sender->dropped++;
         free(frame);
         uint64_t begun_ns = now;
         now = now_ns();

@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 from zlib import crc32
 
-from mpc.congestion import SEGMENT_BYTES, Flow
+from mpc.congestion import Flow
 from mpc.network import NetworkProfile
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ _MAGIC = 0x4D50434C
 HEADER_BYTES = _HEADER.size
 _PR_SET_TIMERSLACK = 29  # Linux, include/uapi/linux/prctl.h
 _LAST_PIECE_BYTES = 64 << 10  # what a network brings at once: whoever waits for its last bit can read none of it before
+_SHORT_BYTES = 256  # up to here, reading the payload with the header or after it makes no difference
 _TLS_PIECE_BYTES = 64 << 10  # OpenSSL wants a blocked write repeated whole, so a write is never long
 
 
@@ -185,18 +186,24 @@ class _Transfer:
 
 
 class _Outgoing(_Transfer):
-    __slots__ = ("header_left",)
+    __slots__ = ("begun", "header", "header_left", "sizes", "tag")
 
     def __init__(self, link: Link, payload: ReadableBuffer, tag: int, answer: WriteableBuffer | None = None) -> None:
         super().__init__(link, select.POLLOUT)
         view = _flat(payload)
-        self.parts = [memoryview(link.header_of(len(view), tag, 0 if answer is None else len(_flat(answer))))]
+        self.tag, self.sizes = tag, (len(view), 0 if answer is None else len(_flat(answer)))
+        self.header, self.begun = bytearray(link.header_bytes), False
+        self.parts = [memoryview(self.header)]
         if len(view):
             self.parts.append(view)
         self.header_left = link.header_bytes
 
     def move(self) -> int:
-        """Write; count what the socket took beyond the header."""
+        """Write; count what the socket took beyond the header, which says when writing began."""
+        if not self.begun:
+            payload_bytes, answer_bytes = self.sizes
+            self.header[:] = self.link.header_of(payload_bytes, self.tag, answer_bytes)
+            self.begun = True
         count = self.link.write(self.parts)
         of_header = min(count, self.header_left)
         self.header_left -= of_header
@@ -262,7 +269,7 @@ class _Incoming(_Transfer):
 
     def _expect(self, payload: memoryview) -> None:
         """Read the payload next; on an emulated network the last piece of a long one only when it is due."""
-        held = self.link.header_bytes > HEADER_BYTES and len(payload) > SEGMENT_BYTES
+        held = self.link.header_bytes > HEADER_BYTES and len(payload) > _SHORT_BYTES
         first_bytes = max(0, len(payload) - _LAST_PIECE_BYTES) if held else len(payload)
         if first_bytes:
             self.parts.append(payload[:first_bytes])
