@@ -52,6 +52,7 @@ enum {
     LAST_ADDRESS_BYTE = 5,     /* of the destination, which an Ethernet frame begins with */
     NOTES = 1 << 12,           /* of frames that this program has not read yet */
     NOTE_BYTES = 128,          /* when the frame was sent, and its first bytes */
+    SHORT_BYTES = 100,         /* less is an acknowledgement */
     LENGTH_AT = 2, CHECKSUM_AT = 10, SEQUENCE_AT = 4, OFFSET_AT = 12, FLAGS_AT = 13, /* where in a header */
     FIN = 0x01, PSH = 0x08, CWR = 0x80,
     HEADER_BYTES = 54,         /* of Ethernet, IPv4 and TCP, which no two frames have in common */
@@ -61,6 +62,7 @@ static const uint64_t NS_PER_S = 1000000000;
 /* From here on, 64 kB pass in half a millisecond or less. TCP then hands over several segments in one piece, which
  * arrives as one, when its last bit does. Segment by segment, passing them on takes longer than a fast link does. */
 static const double PIECES_BYTES_PER_S = 125e6;
+static const uint64_t NEAR_NS = 6000; /* a frame due so soon is not worth doing anything else before */
 static const uint64_t LEAST_LOOK_NS = 10000;
 static const uint64_t MAX_LATE_NS = 100000; /* more is another program's doing, and no reason to stay awake */
 
@@ -342,7 +344,8 @@ static uint64_t deliver(struct sender *sender, struct queue *queue, int device) 
         struct frame *frame = queue->ring[queue->first % QUEUE_FRAMES];
         uint64_t *handing_ns = &sender->handing_ns[64 - __builtin_clzll(frame->bytes)];
         uint64_t begin_ns = frame->due_ns > *handing_ns ? frame->due_ns - *handing_ns : 0;
-        if (begin_ns > now) return begin_ns;
+        if (begin_ns > now + NEAR_NS) return begin_ns;
+        while (now < begin_ns) now = now_ns();
         if (write(device, frame->data + frame->start, frame->bytes) != (ssize_t)frame->bytes) sender->dropped++;
         free(frame);
         uint64_t begun_ns = now;
@@ -352,8 +355,8 @@ static uint64_t deliver(struct sender *sender, struct queue *queue, int device) 
     return UINT64_MAX;
 }
 
-/* Also says in `last` whether the next frame may be the last but one of a message, or the last: a shorter or none
- * follows. */
+/* Also says in `last` whether the next frame may be the last of a message, or the last but one: a shorter one follows, or
+ * none. An acknowledgement, which nobody waits for, is not. */
 static uint64_t deliver_all(struct sender *sender, int *last) {
     uint64_t next_ns = UINT64_MAX;
     for (int to = 0; to < sender->link->parties; to++) {
@@ -363,7 +366,8 @@ static uint64_t deliver_all(struct sender *sender, int *last) {
         if (due_ns >= next_ns) continue;
         next_ns = due_ns;
         const struct frame *next = queue->ring[queue->first % QUEUE_FRAMES];
-        *last = queue->end - queue->first == 1 || queue->ring[(queue->first + 1) % QUEUE_FRAMES]->bytes < next->bytes;
+        const struct frame *behind = queue->end - queue->first > 1 ? queue->ring[(queue->first + 1) % QUEUE_FRAMES] : NULL;
+        *last = next->bytes >= SHORT_BYTES && (behind == NULL || behind->bytes < next->bytes);
     }
     return next_ns;
 }
