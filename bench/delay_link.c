@@ -52,7 +52,6 @@ enum {
     LAST_ADDRESS_BYTE = 5,     /* of the destination, which an Ethernet frame begins with */
     NOTES = 1 << 12,           /* of frames that this program has not read yet */
     NOTE_BYTES = 128,          /* when the frame was sent, and its first bytes */
-    SHORT_BYTES = 100,         /* less is an acknowledgement */
     LENGTH_AT = 2, CHECKSUM_AT = 10, SEQUENCE_AT = 4, OFFSET_AT = 12, FLAGS_AT = 13, /* where in a header */
     FIN = 0x01, PSH = 0x08, CWR = 0x80,
     HEADER_BYTES = 54,         /* of Ethernet, IPv4 and TCP, which no two frames have in common */
@@ -102,8 +101,8 @@ struct sender {
     struct notes notes;
     struct frame *spare;               /* what the next frame is read into */
     uint64_t dropped;
-    uint64_t late_ns;           /* how much later than asked a sleep ends: running mean */
-    uint64_t handing_ns[SIZES]; /* how long it takes to hand over a frame, lower quartile, by the digits of its bytes */
+    uint64_t late_ns;           /* how much later than asked a sleep ends: upper quartile */
+    uint64_t handing_ns[SIZES]; /* how long it takes at least to hand over a frame, by the digits of its bytes */
 };
 
 /* Settings of each namespace. The first receive window holds ten jumbo frames; the largest buffer is 33 MB, 3 Gbit/s for
@@ -255,6 +254,12 @@ static void set_length(unsigned char *ip, size_t bytes) {
     write_16(ip + CHECKSUM_AT, ~sum);
 }
 
+/* Bytes before the payload of TCP over IPv4, prefix included. */
+static size_t headers_of(const struct frame *frame) {
+    const unsigned char *ip = frame->data + frame->start + PREFIX_BYTES + ETH_HLEN, *tcp = ip + (ip[0] & 15) * 4;
+    return (size_t)(tcp - frame->data) - frame->start + (tcp[OFFSET_AT] >> 4) * 4u;
+}
+
 /* Takes the first two segments from a piece of more than three, as a frame of their own; NULL where there are no more.
  * A receiver acknowledges two segments. Of the first piece on an idle link it would do so when all of the piece has come,
  * and the sender's window would open too late. */
@@ -263,7 +268,7 @@ static struct frame *split_off(struct frame *frame) {
     memcpy(&prefix, frame->data, sizeof prefix);
     if ((prefix.gso_type & ~VIRTIO_NET_HDR_GSO_ECN) != VIRTIO_NET_HDR_GSO_TCPV4) return NULL;
     const size_t ip = PREFIX_BYTES + ETH_HLEN, tcp = ip + (frame->data[ip] & 15) * 4u;
-    const size_t headers = tcp + (frame->data[tcp + OFFSET_AT] >> 4) * 4u, first = 2u * prefix.gso_size;
+    const size_t headers = headers_of(frame), first = 2u * prefix.gso_size;
     if (frame->bytes <= headers + first + prefix.gso_size || first < headers) return NULL;
     struct frame *head = malloc(offsetof(struct frame, data) + headers + first);
     if (head == NULL) return NULL;
@@ -328,12 +333,18 @@ static void take_frames(struct sender *sender) {
     }
 }
 
-/* The quartile that `above` of four are above, lately, 1 or 3: a step to the rarer side is three times as long. */
-static void take_into_quartile(uint64_t *quartile_ns, uint64_t taken_ns, uint64_t above) {
-    uint64_t step_ns = *quartile_ns / 48 + 80, up_ns = (4 - above) * step_ns, down_ns = above * step_ns;
-    if (*quartile_ns == 0) *quartile_ns = taken_ns / 2;
-    else if (taken_ns > *quartile_ns) *quartile_ns += up_ns;
-    else *quartile_ns -= down_ns < *quartile_ns ? down_ns : *quartile_ns;
+/* What something takes at least, lately: less at once, more slowly. The first time may have been an exception. */
+static void take_into_least(uint64_t *least_ns, uint64_t taken_ns) {
+    if (*least_ns == 0) *least_ns = taken_ns / 4;
+    else if (taken_ns < *least_ns) *least_ns = taken_ns;
+    else *least_ns += *least_ns / 48 + 80;
+}
+
+/* The quartile that one of four is above, lately. */
+static void take_into_quartile(uint64_t *quartile_ns, uint64_t taken_ns) {
+    uint64_t step_ns = *quartile_ns / 48 + 80;
+    if (taken_ns > *quartile_ns) *quartile_ns += 3 * step_ns;
+    else *quartile_ns -= step_ns < *quartile_ns ? step_ns : *quartile_ns;
 }
 
 /* Hands over the frames that are due; returns when the next one is, UINT64_MAX for an empty queue. The receiver has a
@@ -350,7 +361,7 @@ static uint64_t deliver(struct sender *sender, struct queue *queue, int device) 
         free(frame);
         uint64_t begun_ns = now;
         now = now_ns();
-        take_into_quartile(handing_ns, now - begun_ns, 3);
+        take_into_least(handing_ns, now - begun_ns);
     }
     return UINT64_MAX;
 }
@@ -367,7 +378,7 @@ static uint64_t deliver_all(struct sender *sender, int *last) {
         next_ns = due_ns;
         const struct frame *next = queue->ring[queue->first % QUEUE_FRAMES];
         const struct frame *behind = queue->end - queue->first > 1 ? queue->ring[(queue->first + 1) % QUEUE_FRAMES] : NULL;
-        *last = next->bytes >= SHORT_BYTES && (behind == NULL || behind->bytes < next->bytes);
+        *last = next->bytes > headers_of(next) && (behind == NULL || behind->bytes < next->bytes);
     }
     return next_ns;
 }
@@ -389,7 +400,7 @@ static int wait_until(struct sender *sender, uint64_t next_ns, int last) {
     struct timespec sleep = {.tv_sec = (time_t)(sleep_ns / NS_PER_S), .tv_nsec = (long)(sleep_ns % NS_PER_S)};
     if (ppoll(polled, busy ? 1 : 2, next_ns == UINT64_MAX ? NULL : &sleep, NULL) != 0) return polled[0].revents != 0;
     uint64_t late_ns = now_ns() - now - sleep_ns;
-    if (sleep_ns > 0) take_into_quartile(&sender->late_ns, late_ns < MAX_LATE_NS ? late_ns : MAX_LATE_NS, 1);
+    if (sleep_ns > 0) take_into_quartile(&sender->late_ns, late_ns < MAX_LATE_NS ? late_ns : MAX_LATE_NS);
     while (now_ns() < next_ns) continue;
     return 0;
 }

@@ -29,8 +29,8 @@ class Tcp:
     `least_timeout_s`, the window is halved, once for each timeout, down to the initial one (tcp_cwnd_restart,
     tcp_slow_start_after_idle = 1). While anything is acknowledged, a window that is not used stays as it is: each
     acknowledgement puts tcp_cwnd_application_limited off (snd_cwnd_stamp). Windows count segments: a message takes up
-    whole ones of `segment_bytes`. The first acknowledgement of a burst comes when its first segment has arrived. Of a
-    frame, `payload_share` is payload.
+    whole ones of `segment_bytes`. The first acknowledgement of a burst comes when two segments of it have arrived
+    (RFC 1122, 4.2.3.2), or all. Of a frame, `payload_share` is payload.
 
     Raises ValueError for a window or a share that is not positive, or a growth below 1.
     """
@@ -130,7 +130,7 @@ class Flow:
     def _first_acknowledged_s(self, flight: _Flight, now_s: float, answer_bytes: float) -> float:
         """When a flight begins to be acknowledged: a lone segment with the answer that leaves at `now_s`."""
         segment_bytes = self._tcp.segment_bytes
-        first_s = min(segment_bytes / self._payload_bytes_per_s, flight.ends_s - flight.starts_s)
+        first_s = min(2 * segment_bytes / self._payload_bytes_per_s, flight.ends_s - flight.starts_s)
         leaves_s = max(flight.starts_s + first_s + self._delay_s, flight.answers_until_s)
         if answer_bytes and flight.starts_s < now_s and flight.segments_bytes <= segment_bytes:
             leaves_s = max(leaves_s, now_s + min(segment_bytes, answer_bytes) / self._payload_bytes_per_s)

@@ -32,18 +32,18 @@ def test_messages_queue_behind_one_another() -> None:
 
 
 def test_beyond_the_window_each_round_trip_doubles_what_is_sent() -> None:
-    # 10 segments at 0; 20 at 41 ms, when the first is acknowledged; 40 at 82 ms, and from then on without a pause.
-    assert fresh().due_s(0.0, 11_000) == pytest.approx(0.041 + 0.001 + 0.020)
-    assert fresh().due_s(0.0, 30_000) == pytest.approx(0.041 + 0.020 + 0.020)
-    assert fresh().due_s(0.0, 70_000) == pytest.approx(0.082 + 0.040 + 0.020)
-    # 40 segments take 40 ms, the first is acknowledged after 41: the pause is 1 ms, and the last.
-    assert fresh().due_s(0.0, 150_000) == pytest.approx(0.123 + 0.080 + 0.020)
-    assert fresh().due_s(0.0, 310_000) == pytest.approx(0.123 + 0.240 + 0.020)
+    # 10 segments at 0; 20 at 42 ms, when two are acknowledged; 40 at 84 ms, and from then on nearly without a pause.
+    assert fresh().due_s(0.0, 11_000) == pytest.approx(0.042 + 0.001 + 0.020)
+    assert fresh().due_s(0.0, 30_000) == pytest.approx(0.042 + 0.020 + 0.020)
+    assert fresh().due_s(0.0, 70_000) == pytest.approx(0.084 + 0.040 + 0.020)
+    # 40 segments take 40 ms, two are acknowledged after 42: the pause is 2 ms, and the last.
+    assert fresh().due_s(0.0, 150_000) == pytest.approx(0.126 + 0.080 + 0.020)
+    assert fresh().due_s(0.0, 310_000) == pytest.approx(0.126 + 0.240 + 0.020)
 
 
 def test_acknowledgements_queue_behind_what_comes_the_other_way() -> None:
-    # 40 segments leave from 82 to 122 ms at both ends. At 103 ms the first arrives; its answer leaves at 122 ms.
-    assert fresh().due_s(0.0, 150_000, 150_000) == pytest.approx(0.142 + 0.080 + 0.020)
+    # 40 segments leave from 84 to 124 ms at both ends. At 106 ms two have arrived; what answers them leaves at 124 ms.
+    assert fresh().due_s(0.0, 150_000, 150_000) == pytest.approx(0.144 + 0.080 + 0.020)
     assert fresh().due_s(0.0, 30_000, 30_000) == fresh().due_s(0.0, 30_000)
 
 
@@ -114,7 +114,7 @@ def test_loopback_costs_nothing_and_no_delay_means_no_ramp() -> None:
 
 def test_the_ramp_is_what_slow_start_adds() -> None:
     assert ramp_s(LINK, 10_000, TCP) == 0
-    assert ramp_s(LINK, 30_000, TCP) == pytest.approx(0.031)
+    assert ramp_s(LINK, 30_000, TCP) == pytest.approx(0.032)
     assert ramp_s(LOOPBACK, 10**9) == 0
     wan = network("cheetah-wan")
     sizes = [8, 88_000, 10 * SEGMENT_BYTES, 128_000, 512_000, 4_000_000]
