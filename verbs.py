@@ -331,7 +331,7 @@ def demo(
         "runs/demo"
     ),
 ) -> None:
-    """All of it, small, on the embedded digits: about twelve minutes on two cores."""
+    """All of it, small, on the embedded digits: about ten minutes on two cores."""
     from bench.records import read
     from demo import demo as whole_path
     from verbs_bench import attention_table
