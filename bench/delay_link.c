@@ -52,7 +52,7 @@ enum {
     LAST_ADDRESS_BYTE = 5,     /* of the destination, which an Ethernet frame begins with */
     NOTES = 1 << 12,           /* of frames that this program has not read yet */
     NOTE_BYTES = 128,          /* when the frame was sent, and its first bytes */
-    LENGTH_AT = 2, CHECKSUM_AT = 10, SEQUENCE_AT = 4, OFFSET_AT = 12, FLAGS_AT = 13, /* where in a header */
+    LENGTH_AT = 2, PROTOCOL_AT = 9, CHECKSUM_AT = 10, SEQUENCE_AT = 4, OFFSET_AT = 12, FLAGS_AT = 13, /* where in a header */
     FIN = 0x01, PSH = 0x08, CWR = 0x80,
     HEADER_BYTES = 54,         /* of Ethernet, IPv4 and TCP, which no two frames have in common */
 };
@@ -62,7 +62,7 @@ static const uint64_t NS_PER_S = 1000000000;
  * arrives as one, when its last bit does. Segment by segment, passing them on takes longer than a fast link does. */
 static const double PIECES_BYTES_PER_S = 125e6;
 static const uint64_t NEAR_NS = 6000; /* a frame due so soon is not worth doing anything else before */
-static const uint64_t LEAST_LOOK_NS = 10000;
+static const uint64_t LEAST_LOOK_NS = 10000; /* frames are looked for no oftener, or whenever there are any */
 static const uint64_t MAX_LATE_NS = 100000; /* more is another program's doing, and no reason to stay awake */
 
 struct frame {
@@ -254,9 +254,11 @@ static void set_length(unsigned char *ip, size_t bytes) {
     write_16(ip + CHECKSUM_AT, ~sum);
 }
 
-/* Bytes before the payload of TCP over IPv4, prefix included. */
+/* Bytes before the payload of TCP over IPv4, prefix included; all of another frame, whose payload nobody waits for. */
 static size_t headers_of(const struct frame *frame) {
     const unsigned char *ip = frame->data + frame->start + PREFIX_BYTES + ETH_HLEN, *tcp = ip + (ip[0] & 15) * 4;
+    int is_ipv4 = frame->bytes >= PREFIX_BYTES + HEADER_BYTES && ip[-2] == 8 && ip[-1] == 0;
+    if (!is_ipv4 || ip[PROTOCOL_AT] != IPPROTO_TCP) return frame->bytes;
     return (size_t)(tcp - frame->data) - frame->start + (tcp[OFFSET_AT] >> 4) * 4u;
 }
 
@@ -314,7 +316,7 @@ static void enqueue(struct sender *sender) {
         return;
     }
     uint64_t came_ns = given_ns(&sender->notes, frame);
-    struct frame *head = queue->busy_until_ns > came_ns ? NULL : split_off(frame);
+    struct frame *head = link->bytes_per_s == 0 || queue->busy_until_ns > came_ns ? NULL : split_off(frame);
     if (head != NULL) append(link, queue, head, came_ns);
     append(link, queue, frame, came_ns);
     sender->spare = NULL;
@@ -383,10 +385,11 @@ static uint64_t deliver_all(struct sender *sender, int *last) {
     return next_ns;
 }
 
-/* Waits for a frame from the party or for `next_ns`; returns whether the link ends. A processor at rest wakes late:
- * before a frame that is `last`, the sleep is shorter by as much as the sleeps before it were late, and the rest of
- * the time is spent awake. Within a message of many frames it does not matter when each is handed over, and the
- * processor is the parties'. */
+/* Waits for a frame from the party or for `next_ns`; returns whether the link ends. While a frame is on its way, others
+ * are looked for only every half of the delay: when they were given is noted, and the processor is the party's.
+ * A processor at rest wakes late: before a frame that is `last`, the sleep is shorter by as much as the sleeps before it
+ * were late, but for an eighth of the delay at most, and the rest of the time is spent awake. Within a message of many
+ * frames it does not matter when each is handed over. */
 static int wait_until(struct sender *sender, uint64_t next_ns, int last) {
     struct pollfd polled[] = {
         {.fd = sender->link->ending, .events = POLLIN},
@@ -395,7 +398,8 @@ static int wait_until(struct sender *sender, uint64_t next_ns, int last) {
     uint64_t now = now_ns(), left_ns = next_ns > now ? next_ns - now : 0, look_ns = sender->link->delay_ns / 2;
     int busy = next_ns != UINT64_MAX && look_ns >= LEAST_LOOK_NS;
     if (busy && left_ns > look_ns) next_ns = now + look_ns, left_ns = look_ns, last = 0;
-    uint64_t early_ns = !last ? 0 : sender->late_ns < sender->link->delay_ns / 8 ? sender->late_ns : sender->link->delay_ns / 8;
+    uint64_t early_ns = last ? sender->late_ns : 0, most_ns = sender->link->delay_ns / 8;
+    if (early_ns > most_ns) early_ns = most_ns;
     uint64_t sleep_ns = left_ns > early_ns ? left_ns - early_ns : 0;
     struct timespec sleep = {.tv_sec = (time_t)(sleep_ns / NS_PER_S), .tv_nsec = (long)(sleep_ns % NS_PER_S)};
     if (ppoll(polled, busy ? 1 : 2, next_ns == UINT64_MAX ? NULL : &sleep, NULL) != 0) return polled[0].revents != 0;

@@ -190,9 +190,11 @@ class _Wire:
         if self._gloo:
             return self._in_steps(pairs, traffic, begun_s)
         arrivals_s = [(begun, begun) for begun in begun_s]
-        size_bytes = HEADER_BYTES + sum(message.payload_bytes)  # each of the others gets a copy
+        payload_bytes = sum(message.payload_bytes)  # each of the others gets a copy
+        answer_bytes = 0 if message.collective == "gather" else payload_bytes
         for sender, receiver in pairs:
-            last_s = self._flows[sender, receiver].due_s(begun_s[sender], size_bytes)
+            flow = self._flows[sender, receiver]
+            last_s = flow.due_s(begun_s[sender], HEADER_BYTES + payload_bytes, answer_bytes)
             if last_s > arrivals_s[receiver][1]:
                 arrivals_s[receiver] = begun_s[sender] + self.delay_s(1), last_s
         return arrivals_s

@@ -115,7 +115,7 @@ class Flow:
             waited = True
             flight = self._flights.popleft()
             sends_s = max(sends_s, self._first_acknowledged_s(flight, now_s, answer_bytes))
-            self._take_acknowledged(flight, flight.segments_bytes)
+            self._take_acknowledged(flight, flight.segments_bytes, flight.ends_s)
         return self._busy_until_s + self._delay_s
 
     def _send(self, now_s: float, payload_bytes: float, segments_bytes: float, answer_bytes: float) -> None:
@@ -141,30 +141,30 @@ class Flow:
         acknowledged_until_s = now_s - 2 * self._delay_s
         while self._flights and self._flights[0].ends_s <= acknowledged_until_s:
             flight = self._flights.popleft()
-            self._take_acknowledged(flight, flight.segments_bytes)
+            self._take_acknowledged(flight, flight.segments_bytes, flight.ends_s)
         if self._flights and self._flights[0].starts_s < acknowledged_until_s:
             flight = self._flights[0]
             share = (acknowledged_until_s - flight.starts_s) / (flight.ends_s - flight.starts_s)
             acknowledged_bytes = share * flight.segments_bytes
-            self._take_acknowledged(flight, acknowledged_bytes)
+            self._take_acknowledged(flight, acknowledged_bytes, acknowledged_until_s)
             flight.segments_bytes -= acknowledged_bytes
             flight.starts_s = acknowledged_until_s
 
-    def _take_acknowledged(self, flight: _Flight, acknowledged_bytes: float) -> None:
-        """Acknowledged bytes are no longer on their way, and widen the window where it was nearly used up."""
+    def _take_acknowledged(self, flight: _Flight, acknowledged_bytes: float, left_until_s: float) -> None:
+        """Acknowledged bytes, which left until then, are no longer on their way, and widen a window that was used."""
         self._in_flight_bytes = max(0.0, self._in_flight_bytes - acknowledged_bytes) if self._flights else 0.0
-        self._judged_bytes -= acknowledged_bytes
+        self._judged_bytes = self._judged_bytes - acknowledged_bytes if self._flights else 0.0
         widest_bytes = math.inf if self._limited else self._tcp.growth * self._most_bytes
         grown_bytes = min(self._window_bytes + (self._tcp.growth - 1) * acknowledged_bytes, widest_bytes)
         self._window_bytes = max(self._window_bytes, grown_bytes)
-        self._smooth(flight, acknowledged_bytes)
+        self._smooth(flight, acknowledged_bytes, left_until_s)
 
-    def _smooth(self, flight: _Flight, acknowledged_bytes: float) -> None:
+    def _smooth(self, flight: _Flight, acknowledged_bytes: float, left_until_s: float) -> None:
         """Every second segment is acknowledged, and each acknowledgement counts for an eighth (RFC 6298)."""
         acknowledgements = max(1.0, acknowledged_bytes / self._tcp.segment_bytes / 2)
         first_s, last_s = (
             max(left_s + self._delay_s, flight.answers_until_s) + self._delay_s - flight.sent_s
-            for left_s in (flight.starts_s, flight.ends_s)
+            for left_s in (flight.starts_s, left_until_s)
         )
         seen_s = last_s - (last_s - first_s) * min(1.0, 7 / acknowledgements)  # a mean of what rises trails behind it
         self._smoothed_s += (seen_s - self._smoothed_s) * (1 - (7 / 8) ** acknowledgements)

@@ -263,6 +263,8 @@ class _Incoming(_Transfer):
         link.messages_received += 1
         if link.header_bytes > HEADER_BYTES:
             (self.due_s,) = _DUE.unpack_from(self.header, HEADER_BYTES)
+            if not math.isfinite(self.due_s):
+                raise TransportError(f"party {link.peer} sent no time that a message can be due")
         if not known:
             self.payload = bytearray(length_bytes)
             self._expect(memoryview(self.payload))
@@ -345,11 +347,10 @@ def _wait_for_sockets(transfers: Sequence[_Transfer], until_s: float) -> None:
     for descriptor, events in wants.items():
         poller.register(descriptor, events)
     spin_s = min(transfer.link.spin_s for transfer in transfers)
-    if spin_s and _spin(poller, spin_s):
+    if spin_s and _spin(poller, min(spin_s, until_s - time.monotonic())):
         return
     deadline_s = min(transfer.link.deadline_s for transfer in transfers)
-    left_s = until_s - time.monotonic()
-    if left_s < deadline_s:
+    if (left_s := until_s - time.monotonic()) < deadline_s:
         poller.poll(max(0, math.floor(left_s * 1000)))
     elif not poller.poll(None if math.isinf(deadline_s) else deadline_s * 1000):
         peers = ", ".join(sorted({str(transfer.link.peer) for transfer in transfers}))
