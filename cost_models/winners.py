@@ -121,7 +121,7 @@ def winner_map(
     """The record of a map: for each of `accuracies` a panel in which those no less accurate compete.
 
     `accuracy_within` is what a network may fall short of the accuracy asked for: by default half a point, or the
-    standard error of the best accuracy where that is larger, since images that few do not tell two networks apart.
+    standard error of the best accuracy where that is larger, since so few images do not tell two networks apart.
     Without `accuracies` the best of the contenders is asked for; where none has an accuracy, all compete in one panel.
     Raises ValueError where nothing competes.
     """

@@ -32,7 +32,7 @@ from reports.style import (
 )
 
 BAND = 0.1
-_FEW_DECADES = 50  # axes that span less have labels between the powers of ten
+_NARROW = 50  # axes from a value to less than so many times it have labels between the powers of ten
 MODEL = "cost model"
 REPLAY, REPLAYS = "replay", "replays"  # a group that the cost model does not predict: replay of loopback runs does
 FOUND, FRONT = "networks found", "front of a search"
@@ -223,7 +223,7 @@ def _draw(axes: Axes, known: Sequence[Pair]) -> tuple[float, float]:
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_formatter(NullFormatter())
-        if ends[1] < _FEW_DECADES * ends[0]:
+        if ends[1] < _NARROW * ends[0]:
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     return ends

@@ -60,7 +60,7 @@ def enter(namespace: str) -> None:
 
 
 def serve(namespace: str, host: str, pipe: Connection) -> None:
-    """Echoes single bytes, or takes in as many bytes as it is told and says that they arrived."""
+    """Takes in as many bytes as it is told, says that they arrived, and echoes what comes then."""
     enter(namespace)
     with socket.create_server((host, PORT)) as listener:
         pipe.send(None)
@@ -71,8 +71,8 @@ def serve(namespace: str, host: str, pipe: Connection) -> None:
             while taken < expected:
                 taken += connection.recv_into(block)
             connection.sendall(b"!")
-            while byte := connection.recv(1):
-                connection.sendall(byte)
+            while sent := connection.recv(1 << 20):
+                connection.sendall(sent)
 
 
 def connect(host: str, payload_bytes: int) -> tuple[socket.socket, float]:
@@ -111,8 +111,27 @@ def frames(namespace: str, host: str, pipe: Connection, payload_bytes: int) -> N
     enter(namespace)
     connection, _ = connect(host, payload_bytes)
     connection.close()
+    pipe.send(frames_of("sent"))
+
+
+def frames_of(which: str) -> int:
+    """Frames that the device of this namespace has `sent` or `received`."""
     counts = next(line for line in Path("/proc/thread-self/net/dev").read_text().splitlines() if "tap0:" in line)
-    pipe.send(int(counts.split(":")[1].split()[9]))
+    return int(counts.split(":")[1].split()[{"received": 1, "sent": 9}[which]])
+
+
+def echo(namespace: str, host: str, pipe: Connection, other: str) -> None:
+    """Whether 300,000 bytes come back as they were, how many frames the other side sent, and this one received."""
+    enter(namespace)
+    connection, _ = connect(host, 1)
+    with connection:
+        sent, back = os.urandom(300_000), bytearray()
+        connection.sendall(sent)
+        while len(back) < len(sent):
+            back += connection.recv(1 << 20)
+    received = frames_of("received")
+    enter(other)
+    pipe.send((back == sent, frames_of("sent"), received))
 
 
 def while_stopped(namespace: str, host: str, pipe: Connection, program: int) -> None:
@@ -287,6 +306,16 @@ def test_only_fast_links_carry_pieces_of_several_segments(rate_mbit: float, in_p
     with shaped_link(link_of(rate_mbit, 0.5)) as wire:
         count = between(wire, frames, 4_000_000)
     assert count < segments / 2 if in_pieces else count >= segments
+
+
+@pytest.mark.parties
+@needs_link
+@pytest.mark.parametrize("rate_mbit", [400, 1500])
+def test_of_a_piece_on_an_idle_fast_link_two_segments_arrive_by_themselves(rate_mbit: float) -> None:
+    with shaped_link(link_of(rate_mbit, 0.5)) as wire:
+        whole, sent, received = between(wire, echo, wire.namespaces[1])
+    assert whole
+    assert (received > sent) == (rate_mbit == 1500)  # what was sent last may be on its way
 
 
 @pytest.mark.parties

@@ -8,7 +8,7 @@ import pytest
 
 from cost_models.replay import Replay, fit_wake, replay
 from cost_models.waking import HALF_COLD_S
-from mpc.congestion import SEGMENT_BYTES, Tcp
+from mpc.congestion import SEGMENT_BYTES, Flow, Tcp
 from mpc.elapsed import together_s
 from mpc.ledger import LogEntry, MessageLog, Span
 from mpc.network import LOOPBACK, NetworkProfile
@@ -133,6 +133,22 @@ def test_a_connection_is_warm_and_its_window_limits_a_large_message() -> None:
     slow, wide = replay(LOGS, LINK, narrow).online, replayed().online
     fresh = Tcp(initial_window_bytes=100, payload_share=1.0, growth=1.0)
     assert wide.total_s < slow.total_s < replay(LOGS, LINK, fresh).online.total_s
+
+
+def test_acknowledgements_queue_behind_what_the_other_party_sends() -> None:
+    logs = [
+        MessageLog(
+            party, 2, (entry("linear", 1_000_000, 1.0, 1.0, 1.0),), online_s=1.0, dealer_s=0.0, transport="direct"
+        )
+        for party in (0, 1)
+    ]
+    far = NetworkProfile("far", 0.02, 5e6, "test")
+    warmed, one_way = Flow(far), Flow(far)
+    sizes = HEADER_BYTES + 1_000_000, 1_000_000
+    ended_s = warmed.due_s(1.0, *sizes)
+    assert ended_s > one_way.due_s(1.0, HEADER_BYTES + 1_000_000) + 0.01
+    expected_s = warmed.due_s(1.0 + ended_s, *sizes) - ended_s
+    assert replay(logs, far).online.total_s == pytest.approx(expected_s)
 
 
 def test_gloo_crosses_the_link_once_for_every_hop() -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,6 +94,16 @@ def test_the_last_piece_of_a_message_is_read_when_it_is_due(size: int, held: int
         _, _, waiting = both(lambda: zero.send(b"m" * size, 1), lambda: one.receive_into(seen, 1), later)
         assert waiting == held
         assert seen == b"m" * size and unread(one) == 0
+
+
+@pytest.mark.parametrize("due_s", [math.nan, math.inf])
+def test_a_due_time_that_is_none_is_refused(due_s: float, far: tuple[Link, Link]) -> None:
+    zero, one = far
+    flow = SimpleNamespace(due_s=lambda *_: due_s)
+    zero._flow = flow  # a peer out of its mind
+    zero.send(b"message", 1)
+    with pytest.raises(TransportError, match="party 0 sent no time that a message can be due"):
+        one.receive(1, 10)
 
 
 def test_small_socket_buffers_hold_nobody_up() -> None:
