@@ -386,7 +386,8 @@ static uint64_t deliver_all(struct sender *sender, int *last) {
 }
 
 /* Waits for a frame from the party or for `next_ns`; returns whether the link ends. While a frame is on its way, others
- * are looked for only every half of the delay: when they were given is noted, and the processor is the party's.
+ * are looked for only every half of the delay: when they were given is noted, and the processor is the party's. No look
+ * comes so shortly before a frame is due that a late one would hold it up.
  * A processor at rest wakes late: before a frame that is `last`, the sleep is shorter by as much as the sleeps before it
  * were late, but for an eighth of the delay at most, and the rest of the time is spent awake. Within a message of many
  * frames it does not matter when each is handed over. */
@@ -396,10 +397,10 @@ static int wait_until(struct sender *sender, uint64_t next_ns, int last) {
         {.fd = sender->link->devices[sender->party], .events = POLLIN},
     };
     uint64_t now = now_ns(), left_ns = next_ns > now ? next_ns - now : 0, look_ns = sender->link->delay_ns / 2;
+    uint64_t most_ns = sender->link->delay_ns / 8, early_ns = sender->late_ns < most_ns ? sender->late_ns : most_ns;
     int busy = next_ns != UINT64_MAX && look_ns >= LEAST_LOOK_NS;
-    if (busy && left_ns > look_ns) next_ns = now + look_ns, left_ns = look_ns, last = 0;
-    uint64_t early_ns = last ? sender->late_ns : 0, most_ns = sender->link->delay_ns / 8;
-    if (early_ns > most_ns) early_ns = most_ns;
+    if (busy && left_ns > look_ns + most_ns) next_ns = now + look_ns, left_ns = look_ns, last = 0;
+    if (!last) early_ns = 0;
     uint64_t sleep_ns = left_ns > early_ns ? left_ns - early_ns : 0;
     struct timespec sleep = {.tv_sec = (time_t)(sleep_ns / NS_PER_S), .tv_nsec = (long)(sleep_ns % NS_PER_S)};
     if (ppoll(polled, busy ? 1 : 2, next_ns == UINT64_MAX ? NULL : &sleep, NULL) != 0) return polled[0].revents != 0;

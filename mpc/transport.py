@@ -40,7 +40,7 @@ _MAGIC = 0x4D50434C
 HEADER_BYTES = _HEADER.size
 _PR_SET_TIMERSLACK = 29  # Linux, include/uapi/linux/prctl.h
 _LAST_PIECE_BYTES = 64 << 10  # what a network brings at once: whoever waits for its last bit can read none of it before
-_SHORT_BYTES = 2048  # up to here, to read the payload takes no time beside asking for it
+_SHORT_BYTES = 16 << 10  # up to here, to read the payload takes less time than asking for it once more
 _TLS_PIECE_BYTES = 64 << 10  # OpenSSL wants a blocked write repeated whole, so a write is never long
 
 
