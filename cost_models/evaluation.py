@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from cost_models.fitting import nonnegative_relative
+from cost_models.fitting import nonnegative_relative, paces_of_thirds
 from cost_models.linear import CostModel
 from cost_models.observations import Observation
 from mpc.network import LOOPBACK
@@ -91,6 +91,7 @@ class Evaluation:
             "coverage_50": self.coverage_50,
             "repeatability_median": float(np.median(repeated)) if repeated else None,
             "repeatability_p90": float(np.quantile(repeated, 0.9)) if repeated else None,
+            "drift": drift([point.samples_s for point in self.points]),
         }
         return {
             "points": [point.to_json() for point in self.points],
@@ -137,6 +138,19 @@ def repeatability(samples_s: Sequence[float]) -> float | None:
         return None
     lower, _, upper = quantiles(samples_s, n=4, method="inclusive")
     return math.sqrt(2 / len(samples_s)) * 1.2533 * (upper - lower) / 1.349 / median(samples_s)
+
+
+def drift(samples_s: Sequence[Sequence[float]]) -> float | None:
+    """By how much the machine was slower in one third of the passes than in another: what no earlier fit can foretell.
+
+    `samples_s` are the seconds of each workload in every pass. None below 3 passes, or where workloads ran in different
+    ones.
+    """
+    passes = {len(samples) for samples in samples_s}
+    if len(passes) != 1 or min(passes) < 3:
+        return None
+    thirds = paces_of_thirds(samples_s)
+    return math.exp(max(thirds) - min(thirds)) - 1
 
 
 def _point(model: CostModel, o: Observation, baselines: Mapping[str, float | None]) -> Point:

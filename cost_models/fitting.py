@@ -207,13 +207,21 @@ def spread_of(residuals: Sequence[Residual]) -> Spread:
 def pace_spread(samples: Sequence[OperationSamples]) -> float:
     """How far the machine's pace drifts: standard deviation of its logarithm between thirds of the passes in a row.
 
-    The pace of a pass is the median, over the operations, of its seconds over their median of all passes. What differs
-    from one pass to the next is no drift, and medians even it out. Every operation has a sample of every pass.
+    Every operation has a sample of every pass.
     """
-    seconds = np.log([sample.online_s for sample in samples])
-    paces = np.median(seconds - np.median(seconds, axis=1, keepdims=True), axis=0)
-    thirds = [float(np.mean(third)) for third in np.array_split(paces, min(3, len(paces)))]
+    thirds = paces_of_thirds([sample.online_s for sample in samples])
     return stdev(thirds) if len(thirds) > 1 else 0.0
+
+
+def paces_of_thirds(samples_s: Sequence[Sequence[float]]) -> list[float]:
+    """Logarithms of the machine's pace in each third of the passes in a row, from seconds of workloads in every pass.
+
+    The pace of a pass is the median, over the workloads, of its seconds over their median of all passes. What differs
+    from one pass to the next is no drift, and medians even it out.
+    """
+    seconds = np.log(samples_s)
+    paces = np.median(seconds - np.median(seconds, axis=1, keepdims=True), axis=0)
+    return [float(np.mean(third)) for third in np.array_split(paces, min(3, len(paces)))]
 
 
 def _conformal(scores: Vector, level: float) -> float:

@@ -173,7 +173,8 @@ def _tables(run: Run) -> str:
             "Cost model and baselines",
             calibration_table(run),
             "Workloads that the model never saw, measured after it was frozen. Errors are relative to measured "
-            "seconds; repeatability is the relative difference between medians of two halves of the same runs.",
+            "seconds; repeatability is the relative difference between medians of two halves of the same runs, drift "
+            "by how much the machine was slower in one third of them than in another.",
         ),
     )
     return "".join(

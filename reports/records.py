@@ -17,7 +17,7 @@ measured, never 0.
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 
 class PhaseRecord(TypedDict):
@@ -174,12 +174,16 @@ class ScoresRecord(TypedDict):
 
 
 class ModelScoresRecord(ScoresRecord):
-    """Scores of the cost model: shares of points inside its intervals, and how well the measurement itself repeats."""
+    """Scores of the cost model: shares of points inside its intervals, and how well the measurement itself repeats.
+
+    `drift` is by how much the machine was slower in one third of the passes than in another.
+    """
 
     coverage_90: float
     coverage_50: float
     repeatability_median: float | None
     repeatability_p90: float | None
+    drift: NotRequired[float | None]
 
 
 class EvaluationRecord(TypedDict):

@@ -116,13 +116,17 @@ def calibration_table(run: Run) -> str:
     for group, evaluation in run.calibration["evaluation"].items():
         own = evaluation["scores"]
         coverage = (_percent(own["coverage_90"]), _percent(own["coverage_50"]))
-        repeats = (_percent(own["repeatability_median"]), _percent(own["repeatability_p90"]))
+        repeats = (
+            _percent(own["repeatability_median"]),
+            _percent(own["repeatability_p90"]),
+            _percent(own.get("drift")),
+        )
         rows.append((group, REPLAY if group == REPLAYS else MODEL, *_scores(own), *coverage, *repeats))
         for name, said in evaluation["baselines"].items():
             told = (_ABSENT,) * 6 if said is None else _scores(said)
-            rows.append((group, name, *told, *(_ABSENT,) * 4))
+            rows.append((group, name, *told, *(_ABSENT,) * 5))
     head = ["group", "predicted by", "n", "median error", "90th percentile", "within 10 %", "Spearman", "Kendall"]
-    head += ["inside 90 %", "inside 50 %", "repeatability", "its 90th percentile"]
+    head += ["inside 90 %", "inside 50 %", "repeatability", "its 90th percentile", "drift"]
     scores = _table(head, rows, text_columns=2) if rows else "<p>The cost model was not tested.</p>"
     return scores + _fitted(run)
 

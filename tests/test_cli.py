@@ -676,3 +676,17 @@ def test_a_machine_that_others_used_meanwhile_is_told_so(capsys: Any) -> None:
         out, error = capsys.readouterr()
         assert out == "calibrated in 61 s; frozen 2026-11-21T10:00:00+00:00; kept in kept.json\n"
         assert ("other programs took 31% of the CPU" in error) is said
+
+
+def test_a_machine_that_changed_its_pace_during_the_test_is_told_so(capsys: Any) -> None:
+    from cost_models.evaluation import Point, scored
+    from verbs_calibrate import _show
+
+    record = {"calibration_s": 61.4, "frozen_at": "2026-11-21T10:00:00+00:00", "no_links": None, "others_share": None}
+    for pace, said in ((1.04, False), (1.13, True)):
+        samples_s = (1.0, 1.0, pace)
+        point = Point("linear", "2x3", "loopback", "measured", 1.0, 1.0, 0.9, 0.95, 1.05, 1.1, None, samples_s, {})
+        _show({**record, "evaluation": {"layers": scored([point]).to_json()}}, Path("kept.json"))
+        out, error = capsys.readouterr()
+        assert f"thirds of the passes by {pace - 1:.1%}" in out
+        assert ("changed its pace by 13% while layers were tested" in error) is said

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from cost_models.evaluation import Evaluation, Point, Scores, evaluate, repeatability, scored
+from cost_models.evaluation import Evaluation, Point, Scores, drift, evaluate, repeatability, scored
 from cost_models.linear import POOLED, CostModel, InNetwork, Spread
 from cost_models.observations import Observation
 from mpc.network import network
@@ -104,6 +104,23 @@ def test_repeatability_of_a_group_leaves_out_what_ran_too_seldom() -> None:
     assert scores["repeatability_median"] == pytest.approx((first + second) / 2)
     assert scores["repeatability_p90"] == pytest.approx(first + 0.9 * (second - first))
     assert evaluate(MODEL, POINTS, []).to_json()["scores"]["repeatability_median"] is None
+
+
+def test_drift_is_between_thirds_of_the_passes_and_no_scatter() -> None:
+    # Three passes at 1, three at 1.1, three at 1.2 times the seconds of each workload, whatever its size.
+    paced = [[size * pace for pace in (1.0, 1.1, 1.2) for _ in range(3)] for size in (1e-4, 0.01, 1.0)]
+    assert drift(paced) == pytest.approx(0.2)
+    assert drift([samples_s[::-1] for samples_s in paced]) == pytest.approx(0.2)
+    assert drift([[1.0, 1.2, 1.1] * 3] * 3) == pytest.approx(0.0)
+    alone = [[1.0] * 9, [2.0] * 9, [1.0, 1.0, 1.0, 5.0, 5.0, 5.0, 1.0, 1.0, 1.0]]
+    assert drift(alone) == pytest.approx(0.0)  # of one workload, not of the machine
+
+
+def test_drift_of_a_group_wants_three_passes_that_all_had() -> None:
+    assert drift([]) is drift([[1.0, 2.0]]) is drift([[1.0] * 3, [1.0] * 4]) is None
+    runs = [dataclasses.replace(point, online_s=(0.010, 0.010, 0.013)) for point in POINTS]
+    assert evaluate(MODEL, runs, []).to_json()["scores"]["drift"] == pytest.approx(0.3)
+    assert evaluate(MODEL, POINTS, []).to_json()["scores"]["drift"] is None
 
 
 def test_baselines_of_one_count_are_fitted_on_what_was_measured_before() -> None:

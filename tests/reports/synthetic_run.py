@@ -210,7 +210,7 @@ def evaluation(group: str, count: int, noise: float, rng: random.Random) -> dict
     points = [_point(group, noise, rng) for _ in range(count)]
     own = _scores([(p["measured_s"], p["predicted_s"]) for p in points]) or {}
     inside = sum(p["p05_s"] <= p["measured_s"] <= p["p95_s"] for p in points) / count
-    repeats = {"repeatability_median": 0.01, "repeatability_p90": None}
+    repeats = {"repeatability_median": 0.01, "repeatability_p90": None, "drift": 0.02}
     baselines = {
         name: _scores([(p["measured_s"], said) for p in points if (said := p["baselines"][name]) is not None])
         for name in (BASELINES if group != "replays" else ())
