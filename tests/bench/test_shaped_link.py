@@ -35,9 +35,11 @@ needs_link = pytest.mark.skipif(LACKING is not None, reason=LACKING or "")
 
 # Holds a link until it is ended; says where it stands, and that it left in order.
 HOLDS_A_LINK = """
-import sys, time
+import signal, sys, time
 from bench.shaped_link import shaped_link
 from mpc.network import network
+signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup and a background job of a shell leave them ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 try:
     with shaped_link(network("cheetah-wan")) as wire:
         print(*wire.namespaces, flush=True)
