@@ -44,7 +44,7 @@ from reports import ReportSummary, build
 Record = dict[str, Any]
 
 
-# Small, to keep the demo near ten minutes; it took 9.9 to 11.5: `mpc-pareto calibrate` measures more.
+# Small, to keep the demo near ten minutes; it took 9.5 to 11.5: `mpc-pareto calibrate` measures more.
 _CALIBRATION = Effort(cases=4, layers=0, networks=4, passes=3)
 _EVALUATION = Effort(cases=1, layers=4, networks=4, passes=3)
 

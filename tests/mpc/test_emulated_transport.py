@@ -81,7 +81,7 @@ def unread(link: Link) -> int:
     return int.from_bytes(fcntl.ioctl(link.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
-@pytest.mark.parametrize(("size", "held"), [(50_000, 50_000), (100_000, 64 << 10)])
+@pytest.mark.parametrize(("size", "held"), [(16 << 10, 0), (16_385, 16_385), (50_000, 50_000), (100_000, 64 << 10)])
 def test_the_last_piece_of_a_message_is_read_when_it_is_due(size: int, held: int) -> None:
     zero, one = pair_on(NetworkProfile("farther", 0.5, math.inf, ""))
     with zero, one:
