@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bench.disturbance import Disturbance
 from bench.link_runs import KINDS, UNSEEN_LINKS, LinkMeasurement, link_workloads, measure_links
 from bench.machine import this_machine
+from bench.run_directory import versions
 from bench.running import ranges_for
 from bench.secure_run import SecureRun, run_module
 from bench.shaped_link import why_not
@@ -30,6 +31,7 @@ from cost_models.calibration import (
 )
 from cost_models.evaluation import Evaluation, Point, evaluate, scored
 from cost_models.fitting import fit
+from cost_models.hours import Earlier, spread_of, why_incomparable
 from cost_models.linear import LINK_SIDES, CostModel
 from cost_models.observations import Observation, OperationSamples, operation_seconds
 from cost_models.replay import fit_wake, replay
@@ -49,8 +51,9 @@ CALIBRATION_LINK_REPEATS = 7
 REFERENCES = 4  # networks of the calibration that the test measures again
 # Runs of a workload in each pass, after a warm-up; their median is a sample. Over gloo one takes ten times as long.
 IN_A_ROW = {"direct": 3, "gloo": 1}
-# Sweeps in each pass of a test: a short operation scatters by a fifth, and a sweep takes less than the networks.
-SWEEPS_OF_A_TEST = {"direct": 3, "gloo": 1}
+# Sweeps in each pass of a test, times its `sweeps`: from one sweep to the next an operation scatters by a fifth, as if
+# drawn anew, so that the median of as many tells the model's error from the machine's.
+SWEEPS_OF_A_TEST = {"direct": 4, "gloo": 1}
 
 
 def calibrate(
@@ -60,16 +63,22 @@ def calibrate(
     on_run: OnRun = lambda *_: None,
     on_frozen: OnFrozen = lambda _: None,
     links: bool = False,
+    earlier: Record | None = None,
 ) -> Record:
     """Run `plan` on `parties`, fit the cost model, and test it on what is measured afterwards; the calibration record.
 
     `on_frozen` is given the record as soon as the model is fitted, before anything of the test has run. With `links`,
-    resuming after a distant message is fitted, and tested, on emulated links too, where this machine can have them.
+    resuming after a distant message is fitted, and tested, on emulated links too, where this machine can have them. How
+    far the machine's pace lay from that of `earlier`, the record of a calibration before, widens the intervals.
     """
-    scheme = parties.scheme
+    scheme, here, installed = parties.scheme, this_machine().to_json(), versions()
+    why_no_earlier = "there is none" if earlier is None else why_incomparable(earlier, here, installed)
+    before = Earlier.from_json(earlier) if earlier is not None and why_no_earlier is None else None
     others, started_s = Disturbance(parties.process_ids), time.monotonic()
     fitted = measure(parties, scheme, plan.cases, plan.networks, plan.passes, on_run, budget_s=plan.budget_s)
-    model = fit(fitted.samples, fitted.observations, scheme, this_machine().to_json(), parties.threads)
+    model = fit(fitted.samples, fitted.observations, scheme, here, parties.threads)
+    hours = before.hours_before(fitted.samples) if before is not None else []
+    model = replace(model, spread=replace(model.spread, hours=spread_of(hours)), _costs={})
     why_none = why_no_links(scheme) if links else "--no-links"
     links = why_none is None
     if links:
@@ -80,6 +89,9 @@ def calibrate(
         "frozen_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "passes": len(fitted.samples[0].online_s),
         "others_share": others.share(),
+        "versions": installed,
+        "earlier": [hour.to_json() for hour in hours],
+        "no_earlier": why_no_earlier or (None if hours else "was fitted to other kinds of operations"),
         "no_links": why_none,
         "evaluation": {},
     }
@@ -110,7 +122,7 @@ def compare_with_measured(
     as it was frozen stand, under "paced", those of the model at that pace.
     """
     workloads: list[Workload] = [*test.layers, *test.networks, *references]
-    sweeps = SWEEPS_OF_A_TEST[model.scheme.transport]
+    sweeps = SWEEPS_OF_A_TEST[model.scheme.transport] * test.sweeps
     seen = measure(parties, model.scheme, test.cases, workloads, test.passes, on_run, sweeps)
     then = {observation.what: observation.median_s for observation in fitted.observations}
     again = seen.observations[len(test.layers) + len(test.networks) :]

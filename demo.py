@@ -21,8 +21,17 @@ from bench.attention import AttentionShape, measure_attention
 from bench.machine import usable_cores
 from bench.run_directory import RunDirectory, write_json
 from calibrating import calibrate
-from cost_models.calibration import CalibrationPlan, Effort, EvaluationPlan, evaluation_plan, plan, save_default
+from cost_models.calibration import (
+    CalibrationPlan,
+    Effort,
+    EvaluationPlan,
+    evaluation_plan,
+    load_record,
+    plan,
+    save_default,
+)
 from cost_models.contenders import map_of_run
+from cost_models.hours import why_incomparable
 from cost_models.latency_term import mixture_latency
 from cost_models.linear import CostModel
 from models.kinds import KINDS
@@ -142,7 +151,7 @@ def demo(out: Path, console: Console, settings: DemoSettings | None = None) -> R
     with steps.shown():
         whole = _Demo(run, chosen, Scheme(), steps)
         calibration = whole.bench_and_calibrate()
-        save_default(calibration, whole.scheme)  # from now on, `predict` and `search` know this machine
+        whole.keep(calibration)
         cost_model = CostModel.from_json(calibration)
         found = whole.search(cost_model)
         accuracies = whole.retrain(found)
@@ -202,7 +211,14 @@ class _Demo:
         def on_run(number: int, count: int, what: str) -> None:
             self.steps.update("calibrate", number / count, what)
 
-        return calibrate(parties, self.settings.plan, self.settings.test, on_run)
+        earlier = load_record(self.scheme)
+        return calibrate(parties, self.settings.plan, self.settings.test, on_run, earlier=earlier)
+
+    def keep(self, calibration: Record) -> None:
+        """From now on `predict` and `search` know this machine; where they do already, that calibration stays."""
+        kept = load_record(self.scheme)
+        if kept is None or why_incomparable(kept, calibration["machine"], calibration.get("versions")):
+            save_default(calibration, self.scheme)
 
     def search(self, cost_model: CostModel) -> list[Found]:
         """Teacher and searches side by side; the networks worth retraining, and the comparison of links."""

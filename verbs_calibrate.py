@@ -62,7 +62,7 @@ def calibrate(
     The model is kept as soon as it is fitted; the test runs on shapes, networks and links that it never saw.
     """
     import calibrating
-    from cost_models.calibration import EVALUATIONS, evaluation_plan, plan, save_default
+    from cost_models.calibration import EVALUATIONS, evaluation_plan, load_record, plan, save_default
     from mpc.parties import Parties
 
     chosen = scheme_of(ctx.params)
@@ -71,6 +71,7 @@ def calibrate(
     if evaluate == "none" and passes is not None:
         raise UsageError("--passes is of the test, and --evaluate none leaves it out; give one of the two")
     demand_this_machine(out)
+    earlier = load_record(chosen, threads)
     calibrated = plan(chosen.name)
     test = None if evaluate == "none" else evaluation_plan(calibrated, chosen.name, EVALUATIONS[evaluate])
     if test is not None and passes is not None:
@@ -81,7 +82,13 @@ def calibrate(
         on_run = lambda i, n, what: progress.update(task, completed=i, total=n, description=what[:50])  # noqa: E731
         with Parties(chosen, threads) as running:
             record = calibrating.calibrate(
-                running, calibrated, test, on_run, lambda frozen: kept.append(save_default(frozen, chosen)), links
+                running,
+                calibrated,
+                test,
+                on_run,
+                lambda frozen: kept.append(save_default(frozen, chosen)),
+                links,
+                earlier,
             )
     path = save_default(record, chosen)
     if out is not None:
@@ -93,6 +100,8 @@ def calibrate(
 
 def _show(record: Mapping[str, Any], path: Path) -> None:
     """The model beside its baselines, group by group, and whatever disturbed the measurement."""
+    from cost_models.hours import DISTURBED
+
     for group, evaluation in record["evaluation"].items():
         scores = evaluation["scores"]
         table = Table(title=f"{group}: {scores['points']} never seen before the model was frozen", title_justify="left")
@@ -113,9 +122,10 @@ def _show(record: Mapping[str, Any], path: Path) -> None:
         )
     if record["no_links"]:
         typer.echo(f"nothing was measured on links ({record['no_links']}): intervals on networks hold compute alone")
+    typer.echo(_hours(record))
     seconds = f"calibrated in {record['calibration_s']:.0f} s"
     typer.echo(f"{seconds}; frozen {record['frozen_at']}; kept in {path}")
-    if (record["others_share"] or 0.0) > 0.05:  # None where that cannot be known
+    if (record["others_share"] or 0.0) > DISTURBED:  # None where that cannot be known
         typer.echo(
             f"other programs took {record['others_share']:.0%} of the CPU meanwhile: seconds scatter, calibrate again "
             "when they are gone",
@@ -129,6 +139,21 @@ def _show(record: Mapping[str, Any], path: Path) -> None:
             "intervals hold too: test again in a quieter hour",
             err=True,
         )
+
+
+def _hours(record: Mapping[str, Any]) -> str:
+    """What the intervals know of other hours of this machine."""
+    if record["no_earlier"] is not None:
+        return (
+            f"no calibration of another hour to compare with ({record['no_earlier']}): intervals know this hour's pace "
+            "only; calibrate again in another one"
+        )
+    paces = [hour["pace"] for hour in record["earlier"]]
+    counted = "1 calibration before" if len(paces) == 1 else f"{len(paces)} calibrations before"
+    return (
+        f"intervals hold the pace of {counted}: this machine took {min(paces):.2f} to {max(paces):.2f} times as long "
+        "as now"
+    )
 
 
 def _cells(row: Mapping[str, Any] | None) -> list[str]:

@@ -114,13 +114,21 @@ def _coefficients(samples: Iterable[OperationSamples], scheme: Scheme) -> dict[s
 
 
 def _fit_group(group: Sequence[OperationSamples], scheme: Scheme) -> Coefficients:
-    matrix, measured_s = _matrix(group, scheme)
-    return dict(zip(ONLINE_FEATURES, nonnegative_relative(matrix, measured_s).tolist(), strict=True))
+    return dict(zip(ONLINE_FEATURES, _law(*_matrix(group, scheme)).tolist(), strict=True))
 
 
 def _matrix(group: Sequence[OperationSamples], scheme: Scheme) -> tuple[Vector, Vector]:
     matrix = np.array([counts(sample.operation, scheme) for sample in group])[:, : len(ONLINE_FEATURES)]
     return matrix, np.array([sample.median_s for sample in group])
+
+
+def _law(matrix: Vector, measured_s: Vector) -> Vector:
+    """Seconds per unit of each feature, 0 for one that fewer than FEWEST operations have.
+
+    One operation that is barely out of a cache would otherwise put all that it took beyond its law on those few bytes.
+    """
+    often = np.count_nonzero(matrix, axis=0) >= FEWEST
+    return nonnegative_relative(np.where(often, matrix, 0.0), measured_s)
 
 
 def nonnegative_relative(matrix: Vector, measured_s: Vector) -> Vector:
@@ -159,7 +167,7 @@ def _left_out_operations(
         matrix, measured_s = _matrix([samples[number] for number in numbers], scheme)
         for row, out in enumerate(numbers):
             kept = np.arange(len(numbers)) != row
-            kind_s = matrix @ nonnegative_relative(matrix[kept], measured_s[kept])
+            kind_s = matrix @ _law(matrix[kept], measured_s[kept])
             known_s = {**dict(enumerate(laws_s)), **dict(zip(numbers, kind_s.tolist(), strict=True))}
             law_s = known_s.pop(out)
             if law_s <= 0:

@@ -30,6 +30,7 @@ from mpc.traffic import PhaseTraffic
 
 SCHEMA = 4
 RECORD = "calibration"
+_SCALES = "common", "independent", "jitter_s", "pace", "hours"
 _HOPS_A_ROUND = {"gloo": 4, "direct": 1}  # of most messages, for how long a process sleeps for one
 POOLED = ""  # key of the coefficients for operations that were not in the sweep
 
@@ -74,8 +75,8 @@ class Cost:
 class Estimate:
     """Predicted seconds of one workload: median, 50 % (p25 to p75) and 90 % (p05 to p95) intervals.
 
-    The intervals are for the median of some runs of a workload that was not fitted, on the machine as busy as it was
-    when it was calibrated. `compute_s`, `delay_s` and `transfer_s` add up to the median.
+    The intervals are for the median of some runs of a workload that was not fitted, on the machine at a pace that it
+    had when it was calibrated, now or before. `compute_s`, `delay_s` and `transfer_s` add up to the median.
     """
 
     p50_s: float
@@ -103,12 +104,13 @@ LINK_SIDES = (-1.0, -0.41, 0.41, 1.0)
 class Spread:
     """How far the logarithm of measured seconds lies from that of predicted ones.
 
-    Its scale is sqrt(common^2 + independent^2 sum(w^2) + (jitter_s / seconds)^2 + pace^2), w being each operation's
-    share of compute: what all operations share, what cancels between them, what a short run cannot average out, and by
-    how much the machine itself is faster in one third of the calibration than in another. `scores` are the QUANTILES of
-    residual / scale, without `pace`, on workloads that were left out of the fit (conformal prediction, so that
-    intervals hold whatever the distribution): the residuals are of the same passes, and cannot know it. Raises
-    ValueError for negative scales or quantiles out of order.
+    Its scale is sqrt(common^2 + independent^2 sum(w^2) + (jitter_s / seconds)^2 + pace^2 + hours^2), w being each
+    operation's share of compute: what all operations share, what cancels between them, what a short run cannot average
+    out, by how much the machine itself is faster in one third of the calibration than in another, and how far from its
+    pace it was in other hours (`cost_models.hours`). `scores` are the QUANTILES of residual / scale, without `pace` and
+    `hours`, on workloads that were left out of the fit (conformal prediction, so that intervals hold whatever the
+    distribution): the residuals are of the same passes, and cannot know these. Raises ValueError for negative scales or
+    quantiles out of order.
     """
 
     common: float
@@ -116,9 +118,10 @@ class Spread:
     jitter_s: float
     scores: tuple[float, float, float, float]
     pace: float = 0.0
+    hours: float = 0.0
 
     def __post_init__(self) -> None:
-        scales = self.common, self.independent, self.jitter_s, self.pace
+        scales = self.common, self.independent, self.jitter_s, self.pace, self.hours
         if min(scales) < 0 or sorted(self.scores) != list(self.scores):
             raise ValueError(f"a spread has scales >= 0 and quantiles in order, got {self}")
 
@@ -126,7 +129,7 @@ class Spread:
         """The scale of the log residual of compute; `shares2` is sum(w^2), 1 for one operation."""
         if compute_s <= 0:
             return 0.0
-        shared = self.common**2 + self.pace**2
+        shared = self.common**2 + self.pace**2 + self.hours**2
         return math.sqrt(shared + self.independent**2 * shares2 + (self.jitter_s / compute_s) ** 2)
 
 
@@ -189,7 +192,10 @@ class CostModel:
                     raise ValueError(f"the coefficient of {name} must be >= 0 seconds, got {seconds}")
 
     def at_pace(self, pace: float) -> CostModel:
-        """The model of this machine while everything of its own takes `pace` times as long as at calibration."""
+        """The model of this machine while everything of its own takes `pace` times as long as at calibration.
+
+        The hour is known then, and its intervals hold no others.
+        """
         operations = {key: _times(coefficients, pace) for key, coefficients in self.operations.items()}
         inside = {
             key: InNetwork(each.more_s * pace, each.times, each.byte_s * pace) for key, each in self.in_networks.items()
@@ -201,6 +207,7 @@ class CostModel:
             in_networks=inside,
             wake_s=self.wake_s * pace,
             dealer=_times(self.dealer, pace),
+            spread=replace(self.spread, hours=0.0),
             _costs={},
         )
 
@@ -315,7 +322,7 @@ class CostModel:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a record, schema first."""
-        spread = {name: getattr(self.spread, name) for name in ("common", "independent", "jitter_s", "pace")}
+        spread = {name: getattr(self.spread, name) for name in _SCALES}
         return {
             "schema": SCHEMA,
             "record": RECORD,

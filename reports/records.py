@@ -194,13 +194,21 @@ class EvaluationRecord(TypedDict):
     baselines: dict[str, ScoresRecord | None]
 
 
+class EarlierHourRecord(TypedDict):
+    """A calibration before: what takes 1 second now took `pace` seconds then."""
+
+    frozen_at: str
+    pace: float
+
+
 class CalibrationRecord(TypedDict):
     """The fitted cost model and how right it is: `"record": "calibration"`, schema 4.
 
     `operations` holds seconds per unit of each feature for every kind of operation, `correction` what similar ones took
     beyond that, `passes` how often each was measured. `evaluation` holds the groups `operations`, `layers`, `networks`
     and `links`, those that were measured after the model was frozen; `replays` are the measurements of `links` beside a
-    replay of loopback runs, in which the cost model has no part.
+    replay of loopback runs, in which the cost model has no part. `earlier` are calibrations of this machine before, how
+    many times as long it took then for what was measured now; where there is none, `no_earlier` says why.
     """
 
     schema: int
@@ -211,6 +219,9 @@ class CalibrationRecord(TypedDict):
     link_spread: float | None
     threads: int
     evaluation: dict[str, EvaluationRecord]
+    versions: NotRequired[dict[str, str | None]]
+    earlier: NotRequired[list[EarlierHourRecord]]
+    no_earlier: NotRequired[str | None]
     scheme: SchemeRecord
     machine: dict[str, Any]
 

@@ -49,6 +49,7 @@ TEST = EvaluationPlan(
     (LAYER,),
     (NetworkWorkload(SPEC.with_kinds("scaling")),),
     passes=2,
+    sweeps=2,
 )
 EVENTS = list[tuple[str, Any]]
 
@@ -129,8 +130,8 @@ def test_a_model_is_frozen_before_anything_that_tests_it_has_run(
     record = calibrating.calibrate(parties, PLAN, TEST, on_frozen=lambda frozen: events.append(("frozen", frozen)))
     kinds = [kind for kind, _ in events]
     # One sweep more than passes, and every network in every pass; then the same of the test, and the references.
-    # Over direct sockets a test sweeps three times in each of its two passes.
-    sweeps = {"gloo": 1, "direct": 3}[parties.scheme.transport]
+    # Over direct sockets a test sweeps four times in each of its two passes, and this one twice as often.
+    sweeps = 2 * {"gloo": 1, "direct": 4}[parties.scheme.transport]
     before, after = 1 + 2 * (1 + len(NETWORKS)), 1 + 2 * (sweeps + 2 + len(NETWORKS))
     assert kinds == ["run"] * before + ["frozen"] + ["run"] * after
     tested = [TEST.layers[0].module, TEST.networks[0].module]
@@ -173,6 +174,22 @@ def test_every_operation_of_enough_shapes_has_coefficients_of_its_own(tuned_part
     record = calibrating.calibrate(tuned_parties, CalibrationPlan(several, NETWORKS, passes=1), None)
     assert record["operations"].keys() == {POOLED, *(model_key(sample.operation) for sample in swept.samples)}
     assert (record["evaluation"], "evaluation_s" in record) == ({}, False)
+
+
+@pytest.mark.parties
+def test_a_calibration_before_widens_the_intervals_by_how_far_the_pace_lies_apart(tuned_parties: Parties) -> None:
+    plan = replace(PLAN, cases=tuple(c for c in CASES_OF_ALL for _ in range(3)), passes=1)
+    first = {**calibrating.calibrate(tuned_parties, plan, None), "others_share": 0.0}
+    assert (first["earlier"], first["no_earlier"], first["spread"]["hours"]) == ([], "there is none", 0.0)
+    slower = CostModel.from_json(first).at_pace(3.0).to_json()  # as if it had been made in a slower hour
+    second = {**calibrating.calibrate(tuned_parties, plan, None, earlier={**first, **slower}), "others_share": 0.0}
+    (hour,) = second["earlier"]
+    assert (hour["frozen_at"], second["no_earlier"]) == (first["frozen_at"], None)
+    assert 1.5 < hour["pace"] < 6.0 and second["spread"]["hours"] == abs(math.log(hour["pace"]))
+    third = calibrating.calibrate(tuned_parties, plan, None, earlier=second)
+    assert [each["frozen_at"] for each in third["earlier"]] == [first["frozen_at"], second["frozen_at"]]
+    busy = calibrating.calibrate(tuned_parties, plan, None, earlier={**first, "others_share": 0.5})
+    assert (busy["earlier"], busy["no_earlier"]) == ([], "was made while other programs ran")
 
 
 @pytest.mark.parties

@@ -650,7 +650,10 @@ def test_a_model_is_kept_as_soon_as_it_is_fitted(
     spread = Spread(0.1, 0.1, 0.0, (-1.0, -0.5, 0.5, 1.0))
     model = CostModel({POOLED: {"rounds": 1e-3}}, Scheme(), this_machine().to_json(), spread, threads=threads)
 
-    def interrupted(parties: Any, plan: Any, test: Any, _: Any, on_frozen: Any, chosen_links: bool) -> None:
+    def interrupted(
+        parties: Any, plan: Any, test: Any, _: Any, on_frozen: Any, chosen_links: bool, earlier: Any
+    ) -> None:
+        assert earlier is None
         assert (parties, plan, chosen_links) == ((Scheme(), threads), "plan", links)
         assert (test and test.passes) == tested
         on_frozen({**model.to_json(), "evaluation": {}})
@@ -667,14 +670,41 @@ def test_a_model_is_kept_as_soon_as_it_is_fitted(
     assert calibration.load_default(Scheme(), threads) == model
 
 
+CALIBRATED = {
+    "calibration_s": 61.4,
+    "frozen_at": "2026-11-21T10:00:00+00:00",
+    "no_links": None,
+    "others_share": None,
+    "no_earlier": "there is none",
+    "earlier": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("paces", "said"),
+    [
+        ([], "no calibration of another hour to compare with (there is none): intervals know this hour's pace only"),
+        ([0.9], "intervals hold the pace of 1 calibration before: this machine took 0.90 to 0.90 times as long as now"),
+        ([0.9, 1.12], "the pace of 2 calibrations before: this machine took 0.90 to 1.12 times as long as now"),
+    ],
+)
+def test_calibrate_says_what_its_intervals_know_of_other_hours(paces: list[float], said: str, capsys: Any) -> None:
+    from verbs_calibrate import _show
+
+    earlier = [{"frozen_at": "then", "pace": pace} for pace in paces]
+    why = None if paces else CALIBRATED["no_earlier"]
+    _show({**CALIBRATED, "evaluation": {}, "earlier": earlier, "no_earlier": why}, Path("kept.json"))
+    assert said in capsys.readouterr().out
+
+
 def test_a_machine_that_others_used_meanwhile_is_told_so(capsys: Any) -> None:
     from verbs_calibrate import _show
 
-    record = {"evaluation": {}, "calibration_s": 61.4, "frozen_at": "2026-11-21T10:00:00+00:00", "no_links": None}
+    record = {**CALIBRATED, "evaluation": {}}
     for share, said in ((0.04, False), (None, False), (0.31, True)):
         _show({**record, "others_share": share}, Path("kept.json"))
         out, error = capsys.readouterr()
-        assert out == "calibrated in 61 s; frozen 2026-11-21T10:00:00+00:00; kept in kept.json\n"
+        assert out.endswith("\ncalibrated in 61 s; frozen 2026-11-21T10:00:00+00:00; kept in kept.json\n")
         assert ("other programs took 31% of the CPU" in error) is said
 
 
@@ -682,11 +712,10 @@ def test_a_machine_that_changed_its_pace_during_the_test_is_told_so(capsys: Any)
     from cost_models.evaluation import Point, scored
     from verbs_calibrate import _show
 
-    record = {"calibration_s": 61.4, "frozen_at": "2026-11-21T10:00:00+00:00", "no_links": None, "others_share": None}
     for pace, said in ((1.04, False), (1.13, True)):
         samples_s = (1.0, 1.0, pace)
         point = Point("linear", "2x3", "loopback", "measured", 1.0, 1.0, 0.9, 0.95, 1.05, 1.1, None, samples_s, {})
-        _show({**record, "evaluation": {"layers": scored([point]).to_json()}}, Path("kept.json"))
+        _show({**CALIBRATED, "evaluation": {"layers": scored([point]).to_json()}}, Path("kept.json"))
         out, error = capsys.readouterr()
         assert f"thirds of the passes by {pace - 1:.1%}" in out
         assert ("changed its pace by 13% while layers were tested" in error) is said

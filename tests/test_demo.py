@@ -12,7 +12,9 @@ import pytest
 from rich.console import Console
 
 from bench.run_directory import RunDirectory
+from cost_models.calibration import default_path
 from demo import DemoSettings, demo
+from mpc.scheme import Scheme
 from tests.small_demo import SETTINGS
 
 pytestmark = [pytest.mark.parties, pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -73,9 +75,13 @@ def test_a_killed_demo_resumes_where_it_was_and_leaves_nothing_behind(tmp_path: 
     lines = (out / "networks.jsonl").read_text().splitlines()
     assert len(lines) == len(names)
 
+    kept = default_path(Scheme())
+    calibrated = json.loads(kept.read_text()) | {"others_share": 0.0, "kept": "by its owner"}
+    kept.write_text(json.dumps(calibrated))
     measured = (out / "steps/measure-scaling.json").stat().st_mtime_ns
     assert _finish(out) == first
     assert (out / "steps/measure-scaling.json").stat().st_mtime_ns == measured  # a finished demo only draws again
+    assert json.loads(kept.read_text()) == calibrated
 
 
 def test_a_run_of_other_settings_is_refused(tmp_path: Path) -> None:

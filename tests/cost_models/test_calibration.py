@@ -21,6 +21,7 @@ from cost_models.calibration import (
     draw_networks,
     evaluation_plan,
     load_default,
+    load_record,
     plan,
     save_default,
 )
@@ -252,3 +253,21 @@ def test_a_calibration_of_another_version_is_refused_in_one_line() -> None:
         with pytest.raises(ValueError, match=message) as refused:
             load_default(SCHEME)
         assert "\n" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("configuration")
+def test_the_whole_record_is_at_hand_whatever_its_schema() -> None:
+    assert load_record(SCHEME) is None
+    path = save_default({**model().to_json(), "frozen_at": "then"}, SCHEME)
+    assert load_record(SCHEME) == {**model().to_json(), "frozen_at": "then"}
+    path.write_text(json.dumps({"schema": 1, "machine": {}}))
+    assert load_record(SCHEME) == {"schema": 1, "machine": {}}
+
+
+@pytest.mark.usefixtures("configuration")
+@pytest.mark.parametrize(("text", "said"), [("{", "cannot be read"), ("[]", "holds no"), ("{}", "holds no")])
+def test_a_file_that_is_no_calibration_is_named_before_anything_is_measured(text: str, said: str) -> None:
+    path = save_default(model().to_json(), SCHEME)
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"{path} {said}.* remove it, and calibrate again"):
+        load_record(SCHEME)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cost_models.correction import Correction
-from cost_models.features import UNITS, counts, moved_bytes, trace_counts
+from cost_models.features import PLACES, UNITS, counts, moved_bytes, trace_counts
 from cost_models.fitting import Residual, fit, nonnegative_relative, pace_spread, spread_of
 from cost_models.linear import POOLED, CostModel, InNetwork
 from cost_models.observations import Observation, OperationSamples
@@ -102,6 +102,24 @@ def test_the_law_of_every_operation_is_recovered() -> None:
     # Where nothing else that is counted is proportional to them, coefficients are the planted ones.
     assert model.operations["linear weight"]["macs"] == pytest.approx(1e-9, rel=1e-2)
     assert (model.scheme, model.machine, model.threads) == (SCHEME, MACHINE, 2)
+
+
+def test_what_one_operation_barely_out_of_a_cache_took_is_not_the_price_of_a_byte() -> None:
+    """A third more at 40 kB beyond the caches is a law where several operations say so, and else a disturbance."""
+    inside = [secret("add", 40_000 * (1 + n)) for n in range(9)]
+    out, *further = (secret("add", 380_000 + 5_000 * n) for n in range(4))
+    far_bytes = {operation: counts(operation, SCHEME)[PLACES["memory_bytes"]] for operation in (out, *further)}
+    assert min(far_bytes.values()) == far_bytes[out] > 0
+
+    def took_s(operation: Operation) -> float:
+        return 1e-3 * (1 + far_bytes.get(operation, 0.0) / far_bytes[out] / 3)
+
+    def predicted_s(*operations: Operation) -> float:
+        samples = [OperationSamples("add", each, (took_s(each),)) for each in operations]
+        return fitted(samples, []).operation_s(secret("add", 3_800_000))
+
+    assert predicted_s(*inside, out) < 2e-3
+    assert predicted_s(*inside, out, *further) > 50e-3
 
 
 def test_what_no_law_says_is_learnt_from_similar_operations() -> None:

@@ -116,13 +116,18 @@ def test_errors_of_many_operations_cancel() -> None:
 
 
 def test_the_pace_of_the_machine_is_shared_by_all_operations() -> None:
-    uneven = Spread(0.3, 0.4, 0.0, (-2.0, -1.0, 1.0, 2.0), pace=1.2)
-    assert uneven.scale(1.0, 0.0) == pytest.approx(math.hypot(0.3, 1.2))
-    assert uneven.scale(1.0, 0.25) == pytest.approx(math.hypot(0.3, 0.2, 1.2))
+    uneven = Spread(0.3, 0.4, 0.0, (-2.0, -1.0, 1.0, 2.0), pace=1.2, hours=0.7)
+    assert uneven.scale(1.0, 0.0) == pytest.approx(math.hypot(0.3, 1.2, 0.7))
+    assert uneven.scale(1.0, 0.25) == pytest.approx(math.hypot(0.3, 0.2, 1.2, 0.7))
     record = model(spread=uneven, machine=this_machine().to_json()).to_json()
     assert CostModel.from_json(record).spread == uneven
-    del record["spread"]["pace"]  # as written before there was one
-    assert CostModel.from_json(record).spread.pace == 0.0
+    del record["spread"]["pace"], record["spread"]["hours"]  # as written before there were any
+    assert CostModel.from_json(record).spread == dataclasses.replace(uneven, pace=0.0, hours=0.0)
+
+
+def test_at_a_known_pace_there_are_no_other_hours() -> None:
+    uneven = Spread(0.3, 0.4, 0.0, (-2.0, -1.0, 1.0, 2.0), pace=0.1, hours=0.7)
+    assert model(spread=uneven).at_pace(1.3).spread == dataclasses.replace(uneven, hours=0.0)
 
 
 def test_a_short_run_scatters_by_its_jitter() -> None:
