@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ from cost_models.fitting import fit
 from cost_models.hours import Earlier, spread_of, why_incomparable
 from cost_models.linear import LINK_SIDES, CostModel
 from cost_models.observations import Observation, OperationSamples, operation_seconds
+from cost_models.pacing import at_even_pace
 from cost_models.replay import fit_wake, replay
 from cost_models.sweep import Case, Sweep, number_of
 from mpc.elapsed import together_s
@@ -119,7 +121,8 @@ def compare_with_measured(
 
     A shared machine is a third slower in one minute than in another. So `references`, networks that were fitted, run
     among what is tested: by how much they take longer than at calibration is the pace. Beside the scores of the model
-    as it was frozen stand, under "paced", those of the model at that pace.
+    as it was frozen stand, under "paced", those of the model at that pace; and under "even" those of the frozen model
+    beside operations at an even pace, which tells its errors from the machine's spells.
     """
     workloads: list[Workload] = [*test.layers, *test.networks, *references]
     sweeps = SWEEPS_OF_A_TEST[model.scheme.transport] * test.sweeps
@@ -132,6 +135,7 @@ def compare_with_measured(
         "layers": seen.observations[: len(test.layers)],
         "networks": seen.observations[len(test.layers) : len(test.layers) + len(test.networks)],
     }
+    even = [_alone(replace(sample, online_s=sample.steadiest_s), model.scheme) for sample in seen.samples]
     known = {"operations": [_alone(sample, model.scheme) for sample in fitted.samples]}
     records = {}
     for name, points in groups.items():
@@ -139,6 +143,8 @@ def compare_with_measured(
             fits = known.get(name, fitted.observations)
             frozen, paced = (evaluate(one, points, fits).to_json() for one in (model, model.at_pace(pace)))
             records[name] = {**frozen, "paced": paced["scores"]}
+    if even:
+        records["operations"]["even"] = evaluate(model, even, known["operations"]).to_json()["scores"]
     return pace, records
 
 
@@ -217,6 +223,7 @@ class _Item:
     in_a_row: int
     what: str
     runs: list[SecureRun] = field(default_factory=list)
+    orders: list[list[int]] = field(default_factory=list)  # of the cases, in each run of a sweep
 
 
 def measure(
@@ -253,12 +260,13 @@ def measure(
             on_run(number * len(of_a_pass) + place, count, item.what)
             if item.module is sweep:
                 generator.shuffle(sweep.order)
+                item.orders.append(list(sweep.order))
             item.runs.append(
                 run_module(
                     parties, item.module, item.inputs, scheme, None, item.in_a_row, item.warm_up, ranges=item.ranges
                 )
             )
-    samples = _of_sweep(cases, items.pop().runs) if sweep is not None else ()
+    samples = _of_sweep(cases, items.pop()) if sweep is not None else ()
     observed = (_observe(workload, item, scheme) for workload, item in zip(workloads, items, strict=True))
     return Measured(samples, tuple(observed))
 
@@ -270,14 +278,14 @@ def _item(module: nn.Module, shape: tuple[int, ...], scheme: Scheme, times: tupl
     return _Item(module, inputs, ranges, *times, what)
 
 
-def _of_sweep(cases: Sequence[Case], runs: Sequence[SecureRun]) -> tuple[OperationSamples, ...]:
+def _of_sweep(cases: Sequence[Case], sweep: _Item) -> tuple[OperationSamples, ...]:
     """Samples of every operation of the sweep; a case of several operations gives several.
 
     A sample is the median of the runs in a row of one pass, but for the first, which finds memory and code cold.
     """
     samples: dict[tuple[int, str], list[float]] = {}
     operations = {}
-    for run in runs:
+    for run in sweep.runs:
         in_a_row: dict[tuple[int, str], list[float]] = {}
         for operation, online_s in zip(run.trace.operations, operation_seconds(run.trace, run.logs), strict=True):
             key = number_of(operation.site), operation.op
@@ -285,8 +293,12 @@ def _of_sweep(cases: Sequence[Case], runs: Sequence[SecureRun]) -> tuple[Operati
             in_a_row.setdefault(key, []).append(online_s)
         for key, seconds in in_a_row.items():
             samples.setdefault(key, []).append(statistics.median(seconds[1:]))
-    labels = [case.label for case in cases]
-    return tuple(OperationSamples(labels[key[0]], operations[key], tuple(samples[key])) for key in sorted(samples))
+    keys = sorted(samples)
+    even = at_even_pace(np.array([samples[key] for key in keys]), [number for number, _ in keys], sweep.orders).tolist()
+    return tuple(
+        OperationSamples(cases[key[0]].label, operations[key], tuple(samples[key]), tuple(even_s))
+        for key, even_s in zip(keys, even, strict=True)
+    )
 
 
 def _observe(workload: Workload, item: _Item, scheme: Scheme) -> Observation:

@@ -110,7 +110,8 @@ def _show(record: Mapping[str, Any], path: Path) -> None:
         paced = []
         if "paced" in evaluation:  # on links, where most of the time is counted, there is no pace
             paced = [(f"cost model at the test's pace, x {record['pace']:.2f}", evaluation["paced"])]
-        for name, row in (("cost model", scores), *paced, *evaluation["baselines"].items()):
+        even = [("cost model, the machine's spells taken out", evaluation["even"])] if "even" in evaluation else []
+        for name, row in (("cost model", scores), *even, *paced, *evaluation["baselines"].items()):
             table.add_row(name, *_cells(row))
         show(table)
         repeats = scores["repeatability_median"]
@@ -118,6 +119,7 @@ def _show(record: Mapping[str, Any], path: Path) -> None:
             f"  90 % intervals hold {scores['coverage_90']:.0%} of the points, 50 % ones {scores['coverage_50']:.0%}"
             + (f" (at the pace: {paced[0][1]['coverage_90']:.0%}, {paced[0][1]['coverage_50']:.0%})" if paced else "")
             + (f"; two medians of the same workload differ by {repeats:.1%} (median)" if repeats is not None else "")
+            + (_without_spells(even[0][1]) if even else "")
             + (f"; thirds of the passes by {scores['drift']:.1%}" if scores["drift"] is not None else "")
         )
     if record["no_links"]:
@@ -139,6 +141,11 @@ def _show(record: Mapping[str, Any], path: Path) -> None:
             "intervals hold too: test again in a quieter hour",
             err=True,
         )
+
+
+def _without_spells(scores: Mapping[str, Any]) -> str:
+    repeats = scores["repeatability_median"]
+    return "" if repeats is None else f", without spells by {repeats:.1%}"
 
 
 def _hours(record: Mapping[str, Any]) -> str:

@@ -119,7 +119,7 @@ def _fit_group(group: Sequence[OperationSamples], scheme: Scheme) -> Coefficient
 
 def _matrix(group: Sequence[OperationSamples], scheme: Scheme) -> tuple[Vector, Vector]:
     matrix = np.array([counts(sample.operation, scheme) for sample in group])[:, : len(ONLINE_FEATURES)]
-    return matrix, np.array([sample.median_s for sample in group])
+    return matrix, np.array([sample.usual_s for sample in group])
 
 
 def _law(matrix: Vector, measured_s: Vector) -> Vector:
@@ -156,7 +156,10 @@ class Residual:
 def _left_out_operations(
     scheme: Scheme, samples: Sequence[OperationSamples], laws_s: Sequence[float]
 ) -> list[Residual]:
-    """Every swept operation, predicted from the others: the law of its kind, and what they say beyond their laws."""
+    """Every swept operation, predicted from the others: the law of its kind, and what they say beyond their laws.
+
+    Beside its plain median, not that at an even pace: an interval is for what anybody measures.
+    """
     groups: dict[str, list[int]] = defaultdict(list)
     for number, sample in enumerate(samples):
         groups[model_key(sample.operation)].append(number)

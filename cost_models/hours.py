@@ -78,7 +78,7 @@ class Earlier:
         known = [sample for sample in samples if model_key(sample.operation) in self.model.operations]
         if not known:
             return []
-        pace = median(self.model.operation_s(sample.operation) / sample.median_s for sample in known)
+        pace = median(self.model.operation_s(sample.operation) / sample.usual_s for sample in known)
         hours = [Hour(hour.frozen_at, hour.pace * pace) for hour in self.hours]
         return [*hours, Hour(self.frozen_at, pace)][-_KEPT:]
 

@@ -31,15 +31,29 @@ class TimedLog(Protocol):
 class OperationSamples:
     """One operation and its online seconds in several runs; `what` names it in records.
 
-    Raises ValueError without samples or for seconds that are not positive.
+    `even_s` are the same at an even pace of the machine (`cost_models.pacing`), where that is known. Raises ValueError
+    without samples or for seconds that are not positive.
     """
 
     what: str
     operation: Operation
     online_s: tuple[float, ...]
+    even_s: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _demand_positive(self.what, self.online_s)
+        if self.even_s:
+            _demand_positive(self.what, self.even_s)
+
+    @property
+    def steadiest_s(self) -> tuple[float, ...]:
+        """The seconds that scatter least: those at an even pace, where they are known."""
+        return self.even_s or self.online_s
+
+    @property
+    def usual_s(self) -> float:
+        """Their median."""
+        return median(self.steadiest_s)
 
     @property
     def median_s(self) -> float:

@@ -71,7 +71,7 @@ def test_operations_and_workloads_are_measured_once_in_every_pass(parties: Parti
     for start in (0, 4, 8):
         passed = sorted(what for _, _, what in heard[start : start + 4])
         assert passed == sorted(["operations", LAYER.what, *(network.what for network in NETWORKS)])
-    assert {len(sample.online_s) for sample in measured.samples} == {3}
+    assert {len(sample.online_s) for sample in measured.samples} == {len(s.even_s) for s in measured.samples} == {3}
     labels = [case.label for case in CASES_OF_ALL]
     assert list(dict.fromkeys(sample.what for sample in measured.samples)) == labels
     products = {s.what.split()[0]: s.operation for s in measured.samples if s.operation.op in ("linear", "matmul")}
@@ -159,6 +159,8 @@ def test_a_model_is_frozen_before_anything_that_tests_it_has_run(
     assert (layer["what"], whole["what"]) == (LAYER.what, "network tiny")
     assert layer["baselines"]["sum over heads"] > 0 and whole["baselines"]["sum over heads"] is None
     assert {point["what"].split()[1] for point in groups["operations"]["points"]} == {"gelu", "qkv"}
+    assert groups["operations"]["even"]["points"] == groups["operations"]["scores"]["points"]
+    assert "even" not in groups["networks"]
     # At the pace of the references every prediction is that many times as long.
     assert record["pace"] > 0
     paced = abs(whole["predicted_s"] * record["pace"] / whole["measured_s"] - 1)

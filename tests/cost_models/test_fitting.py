@@ -104,6 +104,21 @@ def test_the_law_of_every_operation_is_recovered() -> None:
     assert (model.scheme, model.machine, model.threads) == (SCHEME, MACHINE, 2)
 
 
+def test_what_is_fitted_is_at_an_even_pace_and_intervals_hold_what_is_measured() -> None:
+    generator = np.random.default_rng(5)
+    truth = sampled(drawn(generator, 20), generator)
+    spells = [replace(s, online_s=tuple(t * generator.choice((1.0, 1.4)) for t in s.online_s)) for s in truth]
+    raw, known = (
+        fitted(spells, []),
+        fitted([replace(s, even_s=t.online_s) for s, t in zip(spells, truth, strict=True)], []),
+    )
+    for sample in truth:
+        assert known.operation_s(sample.operation) == pytest.approx(sample.median_s, rel=1e-3)
+    assert max(abs(raw.operation_s(s.operation) / s.median_s - 1) for s in truth) > 0.05
+    held = [known.alone(s.operation).p05_s <= s.median_s <= known.alone(s.operation).p95_s for s in spells]
+    assert np.mean(held) >= 0.85
+
+
 def test_what_one_operation_barely_out_of_a_cache_took_is_not_the_price_of_a_byte() -> None:
     """A third more at 40 kB beyond the caches is a law where several operations say so, and else a disturbance."""
     inside = [secret("add", 40_000 * (1 + n)) for n in range(9)]

@@ -64,7 +64,12 @@ def _inputs() -> Tensor:
 
 def test_medians_over_runs() -> None:
     assert OBSERVED.median_s == 0.5
-    assert OperationSamples("relu", RELU, (1.0, 4.0)).median_s == 2.5
+    plain = OperationSamples("relu", RELU, (1.0, 4.0))
+    assert (plain.median_s, plain.usual_s, plain.steadiest_s) == (2.5, 2.5, (1.0, 4.0))
+    even = OperationSamples("relu", RELU, (1.0, 4.0), (2.0, 2.5))
+    assert (even.median_s, even.usual_s, even.steadiest_s) == (2.5, 2.25, (2.0, 2.5))
+    with pytest.raises(ValueError, match="relu: online_s must hold positive seconds"):
+        OperationSamples("relu", RELU, (1.0,), (0.0,))
 
 
 @pytest.mark.parametrize("online_s", [(), (0.0,), (1.0, -1.0), (float("nan"),), (float("inf"),)])
