@@ -56,6 +56,8 @@ IN_A_ROW = {"direct": 3, "gloo": 1}
 # Sweeps in each pass of a test, times its `sweeps`: from one sweep to the next an operation scatters by a fifth, as if
 # drawn anew, so that the median of as many tells the model's error from the machine's.
 SWEEPS_OF_A_TEST = {"direct": 4, "gloo": 1}
+# How often each pass of a test runs each workload, at places of their own: what runs in a row meets one spell.
+RUNS_OF_A_TEST = {"direct": 3, "gloo": 1}
 
 
 def calibrate(
@@ -126,7 +128,8 @@ def compare_with_measured(
     """
     workloads: list[Workload] = [*test.layers, *test.networks, *references]
     sweeps = SWEEPS_OF_A_TEST[model.scheme.transport] * test.sweeps
-    seen = measure(parties, model.scheme, test.cases, workloads, test.passes, on_run, sweeps)
+    runs = RUNS_OF_A_TEST[model.scheme.transport]
+    seen = measure(parties, model.scheme, test.cases, workloads, test.passes, on_run, sweeps, runs)
     then = {observation.what: observation.median_s for observation in fitted.observations}
     again = seen.observations[len(test.layers) + len(test.networks) :]
     pace = statistics.median(now.median_s / then[now.what] for now in again) if again else 1.0
@@ -234,18 +237,19 @@ def measure(
     passes: int,
     on_run: OnRun = lambda *_: None,
     sweeps: int = 1,
+    times: int = 1,
     budget_s: float = math.inf,
 ) -> Measured:
-    """Run the cases, in `sweeps` sweeps, and every workload in each pass, each pass in another order.
+    """Run the cases, in `sweeps` sweeps, and every workload, `times` times, in each pass, each in another order.
 
     The pace of a shared machine drifts over minutes, and an operation runs faster or slower after another one: medians
     over passes in changing order take neither for their own. No pass begins, after FEWEST_PASSES, that would likely end
     later than `budget_s` after the first.
     """
     sweep = Sweep(cases).eval() if cases else None
-    times = 1, IN_A_ROW[scheme.transport]
-    items = [_item(workload.module, workload.input_shape, scheme, times, workload.what) for workload in workloads]
-    of_a_pass = list(items)
+    in_a_row = 1, IN_A_ROW[scheme.transport]
+    items = [_item(workload.module, workload.input_shape, scheme, in_a_row, workload.what) for workload in workloads]
+    of_a_pass = times * items
     if sweep is not None:  # its cases run in a row inside it
         items.append(_item(sweep, sweep.input_shape, scheme, (0, 1), "operations"))
         of_a_pass += sweeps * items[-1:]

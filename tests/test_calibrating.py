@@ -132,7 +132,8 @@ def test_a_model_is_frozen_before_anything_that_tests_it_has_run(
     # One sweep more than passes, and every network in every pass; then the same of the test, and the references.
     # Over direct sockets a test sweeps four times in each of its two passes, and this one twice as often.
     sweeps = 2 * {"gloo": 1, "direct": 4}[parties.scheme.transport]
-    before, after = 1 + 2 * (1 + len(NETWORKS)), 1 + 2 * (sweeps + 2 + len(NETWORKS))
+    runs = {"gloo": 1, "direct": 3}[parties.scheme.transport]
+    before, after = 1 + 2 * (1 + len(NETWORKS)), 1 + 2 * (sweeps + runs * (2 + len(NETWORKS)))
     assert kinds == ["run"] * before + ["frozen"] + ["run"] * after
     tested = [TEST.layers[0].module, TEST.networks[0].module]
     assert not any(module is one for _, module in events[:before] for one in tested)
@@ -153,7 +154,7 @@ def test_a_model_is_frozen_before_anything_that_tests_it_has_run(
     }
     for name, group in groups.items():
         for point in group["points"]:
-            assert len(point["samples_s"]) == 2 * (sweeps if name == "operations" else 1)
+            assert len(point["samples_s"]) == 2 * (sweeps if name == "operations" else runs)
             assert point["measured_s"] == statistics.median(point["samples_s"]) and point["predicted_s"] > 0
     (layer,), (whole,) = (groups[group]["points"] for group in ("layers", "networks"))
     assert (layer["what"], whole["what"]) == (LAYER.what, "network tiny")
