@@ -156,10 +156,7 @@ class Residual:
 def _left_out_operations(
     scheme: Scheme, samples: Sequence[OperationSamples], laws_s: Sequence[float]
 ) -> list[Residual]:
-    """Every swept operation, predicted from the others: the law of its kind, and what they say beyond their laws.
-
-    Beside its plain median, not that at an even pace: an interval is for what anybody measures.
-    """
+    """Every swept operation, predicted from the others: the law of its kind, and what they say beyond their laws."""
     groups: dict[str, list[int]] = defaultdict(list)
     for number, sample in enumerate(samples):
         groups[model_key(sample.operation)].append(number)
@@ -177,7 +174,7 @@ def _left_out_operations(
                 continue
             correction = correction_of([samples[number] for number in known_s], list(known_s.values()), scheme)
             predicted_s = law_s * correction.factor(samples[out].operation, law_s, scheme)
-            residuals.append(Residual(math.log(samples[out].median_s / predicted_s), predicted_s, 1.0))
+            residuals.append(Residual(math.log(samples[out].usual_s / predicted_s), predicted_s, 1.0))
     return residuals
 
 
@@ -216,12 +213,12 @@ def spread_of(residuals: Sequence[Residual]) -> Spread:
 
 
 def pace_spread(samples: Sequence[OperationSamples]) -> float:
-    """How far the machine's pace drifts: standard deviation of its logarithm between thirds of the passes in a row.
+    """How far the machine's pace, in logarithms, may lie from that of these passes in as many others.
 
-    Every operation has a sample of every pass.
+    Every operation has a sample of every pass. The deviation of thirds of the passes in a row, as of means of three.
     """
     thirds = paces_of_thirds([sample.online_s for sample in samples])
-    return stdev(thirds) if len(thirds) > 1 else 0.0
+    return math.sqrt(2 / len(thirds)) * stdev(thirds) if len(thirds) > 1 else 0.0
 
 
 def paces_of_thirds(samples_s: Sequence[Sequence[float]]) -> list[float]:
