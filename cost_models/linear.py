@@ -106,8 +106,8 @@ class Spread:
 
     Its scale is sqrt(common^2 + independent^2 sum(w^2) + (jitter_s / seconds)^2 + pace^2 + hours^2), w being each
     operation's share of compute: what all operations share, what cancels between them, what a short run cannot average
-    out, how far the machine's own pace may lie in as many other minutes from that of the calibration, and how far it did
-    in other hours (`cost_models.hours`). `scores` are the QUANTILES of residual / scale, without `pace` and
+    out, how far the machine's own pace may lie in as many other minutes from that of the calibration, and how far
+    it did in other hours (`cost_models.hours`). `scores` are the QUANTILES of residual / scale, without `pace` and
     `hours`, on workloads that were left out of the fit (conformal prediction, so that intervals hold whatever the
     distribution): the residuals are of the same passes, and cannot know these. Raises ValueError for negative scales or
     quantiles out of order.
