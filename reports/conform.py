@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 _SCALARS: dict[Any, tuple[type, ...]] = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}
 
@@ -42,7 +42,10 @@ def _conform_union(value: object, choices: tuple[Any, ...], where: str) -> None:
 def _conform_typed_dict(value: object, declared: Any, where: str) -> None:
     _expect(value, (dict,), where)
     assert isinstance(value, dict)
-    missing = sorted(declared.__required_keys__ - value.keys())
+    # Where annotations are strings, `__required_keys__` does not know of NotRequired.
+    marked = get_type_hints(declared, include_extras=True).items()
+    optional = {key for key, hint in marked if get_origin(hint) is NotRequired}
+    missing = sorted(declared.__required_keys__ - optional - value.keys())
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}; reports/records.py says what a record holds")
     for key, hint in get_type_hints(declared).items():
