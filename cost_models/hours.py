@@ -66,7 +66,7 @@ class Earlier:
         try:
             hours = tuple(Hour(hour["frozen_at"], hour["pace"]) for hour in record.get("earlier", []))
             return cls(CostModel.from_json(record), record["frozen_at"], hours)
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"the calibration kept before is damaged ({error!r}): remove it") from error
 
     def hours_before(self, samples: Sequence[OperationSamples]) -> list[Hour]:

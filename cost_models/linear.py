@@ -10,10 +10,11 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, TypeVar
 
 import numpy as np
@@ -96,21 +97,21 @@ class Estimate:
 
 
 QUANTILES = (0.05, 0.25, 0.75, 0.95)
-# Of the spread on links, at the same quantiles: a normal distribution's quartiles lie at 0.41 of its 95 % quantile.
-LINK_SIDES = (-1.0, -0.41, 0.41, 1.0)
+_NORMAL = tuple(NormalDist().inv_cdf(level) for level in QUANTILES)
+LINK_SIDES = tuple(each / _NORMAL[-1] for each in _NORMAL)  # of the spread on links, which is a 95 % quantile
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
     """How far the logarithm of measured seconds lies from that of predicted ones.
 
-    Its scale is sqrt(common^2 + independent^2 sum(w^2) + (jitter_s / seconds)^2 + pace^2 + hours^2), w being each
+    What the fit missed has the scale sqrt(common^2 + independent^2 sum(w^2) + (jitter_s / seconds)^2), w being each
     operation's share of compute: what all operations share, what cancels between them, what a short run cannot average
-    out, how far the machine's own pace may lie in as many other minutes from that of the calibration, and how far
-    it did in other hours (`cost_models.hours`). `scores` are the QUANTILES of residual / scale, without `pace` and
-    `hours`, on workloads that were left out of the fit (conformal prediction, so that intervals hold whatever the
-    distribution): the residuals are of the same passes, and cannot know these. Raises ValueError for negative scales or
-    quantiles out of order.
+    out. `scores` are the QUANTILES of residual / scale on workloads that were left out of the fit (conformal
+    prediction, so that intervals hold whatever the distribution). Those residuals are of the same passes as the fit, so
+    they cannot know how far the machine's own pace may lie in as many other minutes (`pace`), nor how far it did in
+    other hours (`hours`, see `cost_models.hours`): standard deviations, taken as normal and as independent of what the
+    fit missed. Raises ValueError for negative scales or quantiles out of order.
     """
 
     common: float
@@ -126,11 +127,23 @@ class Spread:
             raise ValueError(f"a spread has scales >= 0 and quantiles in order, got {self}")
 
     def scale(self, compute_s: float, shares2: float) -> float:
-        """The scale of the log residual of compute; `shares2` is sum(w^2), 1 for one operation."""
+        """The scale of what the fit missed, in logarithms; `shares2` is sum(w^2), 1 for one operation."""
         if compute_s <= 0:
             return 0.0
-        shared = self.common**2 + self.pace**2 + self.hours**2
-        return math.sqrt(shared + self.independent**2 * shares2 + (self.jitter_s / compute_s) ** 2)
+        return math.sqrt(self.common**2 + self.independent**2 * shares2 + (self.jitter_s / compute_s) ** 2)
+
+    def sides(self, compute_s: float, shares2: float) -> list[float]:
+        """The QUANTILES of the log residual of compute; `shares2` as in `scale`.
+
+        Independent deviations add up in squares, from the middle of the scores' quartiles outwards.
+        """
+        scale = self.scale(compute_s, shares2)
+        drift = math.hypot(self.pace, self.hours)
+        middle = (self.scores[1] + self.scores[2]) / 2
+        return [
+            middle * scale + math.copysign(math.hypot((score - middle) * scale, normal * drift), normal)
+            for score, normal in zip(self.scores, _NORMAL, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +233,7 @@ class CostModel:
     def alone(self, operation: Operation) -> Estimate:
         """Online seconds of one operation on loopback, run by itself again and again, with intervals."""
         seconds = self.operation_s(operation)
-        return self._estimate(seconds, self.spread.scale(seconds, 1.0), 0.0, 0.0)
+        return self._estimate(seconds, self.spread.sides(seconds, 1.0), 0.0, 0.0)
 
     def cost(self, trace: Trace) -> Cost:
         """What one pass of `trace` costs, for any network: add costs, then ask `seconds_of`."""
@@ -260,12 +273,12 @@ class CostModel:
             delay_s = self._delay_s(hops, rounds, network)
             transfer_s = _transfer_s(sent_bytes, network) + self._ramps_s(network, cost.largest_bytes)
         shares2 = cost.compute_s2 / cost.compute_s**2 if cost.compute_s > 0 else 0.0
-        return self._estimate(cost.compute_s, self.spread.scale(cost.compute_s, shares2), delay_s, transfer_s)
+        return self._estimate(cost.compute_s, self.spread.sides(cost.compute_s, shares2), delay_s, transfer_s)
 
-    def _estimate(self, compute_s: float, scale: float, delay_s: float, transfer_s: float) -> Estimate:
+    def _estimate(self, compute_s: float, sides: Sequence[float], delay_s: float, transfer_s: float) -> Estimate:
         low_s, lower_s, upper_s, high_s = (
-            compute_s * math.exp(score * scale) + (delay_s + transfer_s) * math.exp(side * (self.link_spread or 0.0))
-            for score, side in zip(self.spread.scores, LINK_SIDES, strict=True)
+            compute_s * math.exp(side) + (delay_s + transfer_s) * math.exp(link_side * (self.link_spread or 0.0))
+            for side, link_side in zip(sides, LINK_SIDES, strict=True)
         )
         middle_s = compute_s + delay_s + transfer_s
         low_s, lower_s, upper_s, high_s = (

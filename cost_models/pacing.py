@@ -27,31 +27,26 @@ def at_even_pace(seconds: Vector, cases: Sequence[int], orders: Sequence[Sequenc
     """
     if seconds.shape != (len(cases), len(orders)):
         raise ValueError(f"seconds of {len(cases)} operations in {len(orders)} sweeps expected, got {seconds.shape}")
-    logs, places = np.log(seconds), _places(orders)
+    logs, ran = np.log(seconds), np.asarray(orders)
     numbers = np.asarray(cases)
-    members = [np.flatnonzero(numbers == case) for case in range(places.shape[1])]
+    members = [np.flatnonzero(numbers == case) for case in range(ran.shape[1])]
     even = logs
     for _ in range(_ROUNDS):
         usual = np.median(even, axis=1, keepdims=True)
         slower = np.array([np.mean((logs - usual)[rows], axis=0) for rows in members])  # of every case in every sweep
-        even = logs - _pace_around(slower, places)[numbers]
+        even = logs - _pace_around(slower, ran)[numbers]
     return cast(Vector, np.exp(even))
 
 
-def _places(orders: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    """Where in each sweep each case ran (sweeps x cases)."""
-    return np.argsort(np.asarray(orders), axis=1)
-
-
-def _pace_around(slower: Vector, places: NDArray[np.int64]) -> Vector:
+def _pace_around(slower: Vector, orders: NDArray[np.int64]) -> Vector:
     """The median of `slower` (cases x sweeps) over the neighbours in time of each case, without itself."""
     paces = np.zeros_like(slower)
     if len(slower) < 2:
         return paces
-    for sweep, where in enumerate(places):
-        in_time = slower[np.argsort(where), sweep]
+    for sweep, order in enumerate(orders):
+        in_time = slower[order, sweep]
         padded = np.pad(in_time, _NEIGHBOURS, constant_values=np.nan)
         windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * _NEIGHBOURS + 1).copy()
         windows[:, _NEIGHBOURS] = np.nan
-        paces[:, sweep] = np.nanmedian(windows, axis=1)[where]
+        paces[order, sweep] = np.nanmedian(windows, axis=1)
     return paces

@@ -265,7 +265,16 @@ def test_the_whole_record_is_at_hand_whatever_its_schema() -> None:
 
 
 @pytest.mark.usefixtures("configuration")
-@pytest.mark.parametrize(("text", "said"), [("{", "cannot be read"), ("[]", "holds no"), ("{}", "holds no")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "holds no"),
+        ("{}", "holds no"),
+        ('{"machine": {}}', "holds no"),
+        ('{"schema": 4, "machine": "this one"}', "holds no"),
+    ],
+)
 def test_a_file_that_is_no_calibration_is_named_before_anything_is_measured(text: str, said: str) -> None:
     path = save_default(model().to_json(), SCHEME)
     path.write_text(text)

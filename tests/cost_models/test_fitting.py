@@ -115,7 +115,7 @@ def test_what_is_fitted_is_at_an_even_pace() -> None:
     for sample in truth:
         assert known.operation_s(sample.operation) == pytest.approx(sample.median_s, rel=1e-3)
     assert max(abs(raw.operation_s(s.operation) / s.median_s - 1) for s in truth) > 0.05
-    assert known.spread.scale(1.0, 1.0) < 0.2 * raw.spread.scale(1.0, 1.0)
+    assert known.spread.sides(1.0, 1.0)[3] < 0.2 * raw.spread.sides(1.0, 1.0)[3]
 
 
 def test_what_one_operation_barely_out_of_a_cache_took_is_not_the_price_of_a_byte() -> None:
@@ -290,7 +290,8 @@ def test_a_machine_that_is_slower_in_some_passes_widens_every_interval() -> None
     assert pace_spread([replace(s, online_s=s.online_s[:1]) for s in steady]) == 0.0
     narrow, wide = (fitted(samples, []).spread for samples in (steady, uneven))
     assert wide.pace == pace_spread(uneven)
-    assert wide.scale(1.0, 0.0) > wide.pace > 10 * narrow.scale(1.0, 0.0)
+    assert wide.sides(1.0, 0.0)[3] > 1.6 * wide.pace
+    assert wide.pace > 10 * math.hypot(narrow.scale(1.0, 0.0), narrow.pace)
 
 
 def test_scales_tell_short_runs_and_single_operations_apart() -> None:

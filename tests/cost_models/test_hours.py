@@ -68,7 +68,12 @@ def test_operations_that_the_earlier_one_was_not_fitted_to_say_nothing() -> None
 
 @pytest.mark.parametrize(
     "changed",
-    [{"scheme": {"colour": "blue"}}, {"earlier": [{"pace": 1.0}]}, {"earlier": [{"frozen_at": "", "pace": "1"}]}],
+    [
+        {"operations": []},
+        {"scheme": {"colour": "blue"}},
+        {"earlier": [{"pace": 1.0}]},
+        {"earlier": [{"frozen_at": "", "pace": "1"}]},
+    ],
 )
 def test_a_damaged_record_is_refused_in_one_line(changed: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"the calibration kept before is damaged .*: remove it"):

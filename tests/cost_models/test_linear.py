@@ -55,9 +55,10 @@ def test_seconds_on_a_link_by_hand() -> None:
     assert estimate.transfer_s == pytest.approx(10 / PAYLOAD_SHARE)
     assert estimate.p50_s == pytest.approx(compute_s + link_s)
     # The scale is sqrt(0.3^2 + 0.4^2) = 0.5 for one operation; the scores are -2, -1, 1 and 2.
+    quartile = 0.5 * 0.6744897501960817 / 1.6448536269514722  # of a normal distribution whose 95 % quantile is 0.5
     assert estimate.p05_s == pytest.approx(compute_s * math.exp(-1) + link_s * math.exp(-0.5))
-    assert estimate.p25_s == pytest.approx(compute_s * math.exp(-0.5) + link_s * math.exp(-0.41 * 0.5))
-    assert estimate.p75_s == pytest.approx(compute_s * math.exp(0.5) + link_s * math.exp(0.41 * 0.5))
+    assert estimate.p25_s == pytest.approx(compute_s * math.exp(-0.5) + link_s * math.exp(-quartile))
+    assert estimate.p75_s == pytest.approx(compute_s * math.exp(0.5) + link_s * math.exp(quartile))
     assert estimate.p95_s == pytest.approx(compute_s * math.exp(1) + link_s * math.exp(0.5))
 
 
@@ -117,12 +118,24 @@ def test_errors_of_many_operations_cancel() -> None:
 
 def test_the_pace_of_the_machine_is_shared_by_all_operations() -> None:
     uneven = Spread(0.3, 0.4, 0.0, (-2.0, -1.0, 1.0, 2.0), pace=1.2, hours=0.7)
-    assert uneven.scale(1.0, 0.0) == pytest.approx(math.hypot(0.3, 1.2, 0.7))
-    assert uneven.scale(1.0, 0.25) == pytest.approx(math.hypot(0.3, 0.2, 1.2, 0.7))
+    normal = 1.6448536269514722 * math.hypot(1.2, 0.7), 0.6744897501960817 * math.hypot(1.2, 0.7)
+    alone = 2 * math.hypot(0.3, 0.2), math.hypot(0.3, 0.2)
+    high, upper = (math.hypot(*each) for each in zip(alone, normal, strict=True))
+    assert uneven.sides(1.0, 0.25) == pytest.approx([-high, -upper, upper, high])
+    assert uneven.sides(1.0, 1e9)[3] == pytest.approx(2 * 0.4 * math.sqrt(1e9), rel=1e-6)  # a pace is lost in it
     record = model(spread=uneven, machine=this_machine().to_json()).to_json()
     assert CostModel.from_json(record).spread == uneven
     del record["spread"]["pace"], record["spread"]["hours"]  # as written before there were any
     assert CostModel.from_json(record).spread == dataclasses.replace(uneven, pace=0.0, hours=0.0)
+
+
+def test_without_a_pace_intervals_are_those_of_the_scores() -> None:
+    shifted = Spread(0.3, 0.8, 0.0, (-0.1, 0.4, 0.9, 2.5))
+    assert shifted.sides(1.0, 0.25) == pytest.approx([0.5 * score for score in shifted.scores])
+    drifting = dataclasses.replace(shifted, pace=0.2)
+    assert sorted(drifting.sides(1.0, 0.25)) == drifting.sides(1.0, 0.25)
+    wider = zip(drifting.sides(1.0, 0.25), shifted.sides(1.0, 0.25), (-1, -1, 1, 1), strict=True)
+    assert all(sign * (with_pace - without) > 0 for with_pace, without, sign in wider)
 
 
 def test_at_a_known_pace_there_are_no_other_hours() -> None:
