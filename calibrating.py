@@ -7,7 +7,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,7 +27,6 @@ from cost_models.calibration import (
     FEWEST_PASSES,
     CalibrationPlan,
     EvaluationPlan,
-    NetworkWorkload,
     Workload,
 )
 from cost_models.evaluation import Evaluation, Point, evaluate, scored
@@ -50,7 +49,8 @@ Record = dict[str, Any]
 OnRun = Callable[[int, int, str], None]
 OnFrozen = Callable[[Record], None]
 CALIBRATION_LINK_REPEATS = 7
-REFERENCES = 4  # networks of the calibration that the test measures again
+# Networks and cases of the calibration that the test measures again, to read the machine's pace.
+REFERENCES, REFERENCE_CASES = 8, 40
 # Runs of a workload in each pass, after a warm-up; their median is a sample. Over gloo one takes ten times as long.
 IN_A_ROW = {"direct": 3, "gloo": 1}
 # Sweeps in each pass of a test, times its `sweeps`: from one sweep to the next an operation scatters by a fifth, as if
@@ -103,52 +103,89 @@ def calibrate(
     if test is None:
         return record
     started_s = time.monotonic()
-    pace, groups = compare_with_measured(parties, model, test, plan.networks[:REFERENCES], fitted, on_run)
+    pace, groups = compare_with_measured(parties, model, test, plan, fitted, on_run)
     if links and test.links:
         tested = compare_on_links(model, UNSEEN_LINKS[: test.links], test.link_repeats, on_run)
         groups |= {group: evaluation.to_json() for group, evaluation in tested.items()}
     seconds = time.monotonic() - started_s
-    return {**record, "pace": pace, "evaluation": groups, "evaluation_s": seconds, "others_share": others.share()}
+    return {
+        **record,
+        "pace": pace.to_json(),
+        "evaluation": groups,
+        "evaluation_s": seconds,
+        "others_share": others.share(),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How many times as long as at calibration operations take by themselves (`alone`) and inside networks."""
+
+    alone: float
+    inside: float
+
+    def to_json(self) -> dict[str, float]:
+        """Plain values for a record."""
+        return asdict(self)
 
 
 def compare_with_measured(
     parties: Parties,
     model: CostModel,
     test: EvaluationPlan,
-    references: Sequence[NetworkWorkload],
+    plan: CalibrationPlan,
     fitted: Measured,
     on_run: OnRun = lambda *_: None,
-) -> tuple[float, dict[str, Record]]:
+) -> tuple[Pace, dict[str, Record]]:
     """Measure what `model` was not fitted to, and compare, by group of workloads; the machine's pace, and the groups.
 
-    A shared machine is a third slower in one minute than in another. So `references`, networks that were fitted, run
-    among what is tested: by how much they take longer than at calibration is the pace. Beside the scores of the model
+    A shared machine is a third slower in one minute than in another. So some of `plan`, which `fitted` says of, runs
+    among what is tested: by how much that takes longer than at calibration is the pace. Beside the scores of the model
     as it was frozen stand, under "paced", those of the model at that pace; and under "even" those of the frozen model
     beside operations at an even pace, which tells its errors from the machine's spells.
     """
+    references = plan.networks[:REFERENCES]
+    reference_cases = _spread_over(plan.cases, REFERENCE_CASES) if test.cases else ()
     workloads: list[Workload] = [*test.layers, *test.networks, *references]
     sweeps = SWEEPS_OF_A_TEST[model.scheme.transport] * test.sweeps
     runs = RUNS_OF_A_TEST[model.scheme.transport]
-    seen = measure(parties, model.scheme, test.cases, workloads, test.passes, on_run, sweeps, runs)
-    then = {observation.what: observation.median_s for observation in fitted.observations}
-    again = seen.observations[len(test.layers) + len(test.networks) :]
-    pace = statistics.median(now.median_s / then[now.what] for now in again) if again else 1.0
+    cases = *test.cases, *reference_cases
+    seen = measure(parties, model.scheme, cases, workloads, test.passes, on_run, sweeps, runs)
+    again = {case.label for case in reference_cases}
+    samples = [sample for sample in seen.samples if sample.what not in again]
+    networks = seen.observations[len(test.layers) :]
+    pace = _pace(fitted, [sample for sample in seen.samples if sample.what in again], networks[len(test.networks) :])
     groups = {
-        "operations": [_alone(sample, model.scheme) for sample in seen.samples],
+        "operations": [_alone(sample, model.scheme) for sample in samples],
         "layers": seen.observations[: len(test.layers)],
-        "networks": seen.observations[len(test.layers) : len(test.layers) + len(test.networks)],
+        "networks": networks[: len(test.networks)],
     }
-    even = [_alone(replace(sample, online_s=sample.steadiest_s), model.scheme) for sample in seen.samples]
+    even = [_alone(replace(sample, online_s=sample.steadiest_s), model.scheme) for sample in samples]
     known = {"operations": [_alone(sample, model.scheme) for sample in fitted.samples]}
+    now = model.at_pace(pace.alone, pace.inside)
     records = {}
     for name, points in groups.items():
         if points:
             fits = known.get(name, fitted.observations)
-            frozen, paced = (evaluate(one, points, fits).to_json() for one in (model, model.at_pace(pace)))
+            frozen, paced = (evaluate(one, points, fits).to_json() for one in (model, now))
             records[name] = {**frozen, "paced": paced["scores"]}
     if even:
         records["operations"]["even"] = evaluate(model, even, known["operations"]).to_json()["scores"]
     return pace, records
+
+
+def _spread_over(cases: Sequence[Case], count: int) -> tuple[Case, ...]:
+    """About `count` of `cases`, at even distances in the order in which they were drawn."""
+    return tuple(cases[:: max(1, len(cases) // count)])
+
+
+def _pace(fitted: Measured, samples: Sequence[OperationSamples], networks: Sequence[Observation]) -> Pace:
+    """From plain medians now, beside what was fitted; 1 where nothing was measured again."""
+    alone_s = {(sample.what, sample.operation.op): sample.usual_s for sample in fitted.samples}
+    inside_s = {observation.what: observation.median_s for observation in fitted.observations}
+    alone = [sample.median_s / alone_s[sample.what, sample.operation.op] for sample in samples]
+    inside = [network.median_s / inside_s[network.what] for network in networks]
+    return Pace(*(statistics.median(ratios) if ratios else 1.0 for ratios in (alone, inside)))
 
 
 def why_no_links(scheme: Scheme) -> str | None:

@@ -109,7 +109,8 @@ def _show(record: Mapping[str, Any], path: Path) -> None:
             table.add_column(heading, justify="left" if not heading else "right")
         paced = []
         if "paced" in evaluation:  # on links, where most of the time is counted, there is no pace
-            paced = [(f"cost model at the test's pace, x {record['pace']:.2f}", evaluation["paced"])]
+            pace = record["pace"]["alone" if group == "operations" else "inside"]
+            paced = [(f"cost model at the test's pace, x {pace:.2f}", evaluation["paced"])]
         even = [("cost model, the machine's spells taken out", evaluation["even"])] if "even" in evaluation else []
         for name, row in (("cost model", scores), *even, *paced, *evaluation["baselines"].items()):
             table.add_row(name, *_cells(row))

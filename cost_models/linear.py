@@ -204,23 +204,26 @@ class CostModel:
                 if not (math.isfinite(seconds) and seconds >= 0):
                     raise ValueError(f"the coefficient of {name} must be >= 0 seconds, got {seconds}")
 
-    def at_pace(self, pace: float) -> CostModel:
-        """The model of this machine while everything of its own takes `pace` times as long as at calibration.
+    def at_pace(self, alone: float, inside: float | None = None) -> CostModel:
+        """The model of this machine while operations alone take `alone` times as long as at calibration.
 
-        The hour is known then, and its intervals hold no others.
+        Networks, resuming and the dealer take `inside` times as long, which is `alone` unless given. The pace is known
+        then: intervals hold what the fit missed, and no drift.
         """
-        operations = {key: _times(coefficients, pace) for key, coefficients in self.operations.items()}
-        inside = {
-            key: InNetwork(each.more_s * pace, each.times, each.byte_s * pace) for key, each in self.in_networks.items()
+        inside = alone if inside is None else inside
+        operations = {key: _times(coefficients, alone) for key, coefficients in self.operations.items()}
+        in_networks = {
+            key: InNetwork(each.more_s * inside, each.times * inside / alone, each.byte_s * inside)
+            for key, each in self.in_networks.items()
         }
         return replace(
             self,
             operations=operations,
-            correction=self.correction.at_pace(pace),
-            in_networks=inside,
-            wake_s=self.wake_s * pace,
-            dealer=_times(self.dealer, pace),
-            spread=replace(self.spread, hours=0.0),
+            correction=self.correction.at_pace(alone),
+            in_networks=in_networks,
+            wake_s=self.wake_s * inside,
+            dealer=_times(self.dealer, inside),
+            spread=replace(self.spread, pace=0.0, hours=0.0),
             _costs={},
         )
 

@@ -138,9 +138,16 @@ def test_without_a_pace_intervals_are_those_of_the_scores() -> None:
     assert all(sign * (with_pace - without) > 0 for with_pace, without, sign in wider)
 
 
-def test_at_a_known_pace_there_are_no_other_hours() -> None:
+def test_at_a_known_pace_there_is_no_drift() -> None:
     uneven = Spread(0.3, 0.4, 0.0, (-2.0, -1.0, 1.0, 2.0), pace=0.1, hours=0.7)
-    assert model(spread=uneven).at_pace(1.3).spread == dataclasses.replace(uneven, hours=0.0)
+    assert model(spread=uneven).at_pace(1.3).spread == dataclasses.replace(uneven, pace=0.0, hours=0.0)
+
+
+def test_networks_may_be_at_another_pace_than_operations_alone() -> None:
+    usual, now = model(), model().at_pace(1.5, 3.0)
+    assert now.alone(ONE.operations[0]).p50_s == pytest.approx(1.5 * RELU_S)
+    assert now.cost(ONE).compute_s == pytest.approx(3.0 * usual.cost(ONE).compute_s)
+    assert now.wake_s == 3.0 * usual.wake_s
 
 
 def test_a_short_run_scatters_by_its_jitter() -> None:
