@@ -49,8 +49,8 @@ Record = dict[str, Any]
 OnRun = Callable[[int, int, str], None]
 OnFrozen = Callable[[Record], None]
 CALIBRATION_LINK_REPEATS = 7
-# Networks and cases of the calibration that the test measures again, to read the machine's pace.
-REFERENCES, REFERENCE_CASES = 8, 40
+# What a reading of the pace measures again of what was fitted: networks, cases, and how often.
+NETWORKS_OF_A_READING, CASES_OF_A_READING, PASSES_OF_A_READING = 8, 40, 9
 # Runs of a workload in each pass, after a warm-up; their median is a sample. Over gloo one takes ten times as long.
 IN_A_ROW = {"direct": 3, "gloo": 1}
 # Sweeps in each pass of a test, times its `sweeps`: from one sweep to the next an operation scatters by a fifth, as if
@@ -144,8 +144,8 @@ def compare_with_measured(
     as it was frozen stand, under "paced", those of the model at that pace; and under "even" those of the frozen model
     beside operations at an even pace, which tells its errors from the machine's spells.
     """
-    references = plan.networks[:REFERENCES]
-    reference_cases = _spread_over(plan.cases, REFERENCE_CASES) if test.cases else ()
+    references = plan.networks[: test.reference_networks]
+    reference_cases = _spread_over(plan.cases, test.reference_cases) if test.cases else ()
     workloads: list[Workload] = [*test.layers, *test.networks, *references]
     sweeps = SWEEPS_OF_A_TEST[model.scheme.transport] * test.sweeps
     runs = RUNS_OF_A_TEST[model.scheme.transport]
@@ -186,6 +186,33 @@ def _pace(fitted: Measured, samples: Sequence[OperationSamples], networks: Seque
     alone = [sample.median_s / alone_s[sample.what, sample.operation.op] for sample in samples]
     inside = [network.median_s / inside_s[network.what] for network in networks]
     return Pace(*(statistics.median(ratios) if ratios else 1.0 for ratios in (alone, inside)))
+
+
+def read_pace(parties: Parties, kept: Record, plan: CalibrationPlan, on_run: OnRun = lambda *_: None) -> Record:
+    """The calibration record `kept` at the machine's pace now, read from some of what it was fitted to.
+
+    Its own hour becomes one of `earlier`. What it holds of a test stays that of the model as it was frozen. Raises
+    ValueError where `kept` says nothing of this machine.
+    """
+    if (why := why_incomparable(kept, this_machine().to_json(), versions())) is not None:
+        raise ValueError(f"the kept calibration {why}, so that no pace is read from it; calibrate anew")
+    before, others = Earlier.from_json(kept), Disturbance(parties.process_ids)
+    cases, networks = _spread_over(plan.cases, CASES_OF_A_READING), plan.networks[:NETWORKS_OF_A_READING]
+    seen = measure(parties, parties.scheme, cases, networks, PASSES_OF_A_READING, on_run)
+    hours = before.hours_before(seen.samples)
+    if not hours:
+        raise ValueError("the kept calibration was fitted to other kinds of operations; calibrate anew")
+    inside = statistics.median(each.median_s / before.model.cost(each.trace).compute_s for each in seen.observations)
+    pace = Pace(1 / hours[-1].pace, inside)
+    spread = replace(before.model.spread, hours=spread_of(hours))
+    return {
+        **kept,
+        **replace(before.model.at_pace(pace.alone, pace.inside), spread=spread).to_json(),
+        "paced_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "read_pace": {**pace.to_json(), "others_share": others.share()},
+        "earlier": [hour.to_json() for hour in hours],
+        "no_earlier": None,
+    }
 
 
 def why_no_links(scheme: Scheme) -> str | None:

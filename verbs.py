@@ -174,12 +174,12 @@ def infer(
     trained = folder.is_dir()
     if (folder / "manifest.json").is_file():
         ignored = ("input_owner", "model_owner", "reveal_to", "seed", "out", "ranges", "save_ranges", "no_shadow")
-        _demand_unset(ctx, "a run directory", *ignored)
+        demand_unset(ctx, "a run directory", *ignored)
         _infer_run(folder, chosen, data, images, batch, network or ["cheetah-lan", "cheetah-wan"], json_only)
         return
-    _demand_unset(ctx, "one network: it is for run directories", "network")
+    demand_unset(ctx, "one network: it is for run directories", "network")
     if trained:
-        _demand_unset(ctx, "a trained network: it draws the weights of a MODEL", "seed")
+        demand_unset(ctx, "a trained network: it draws the weights of a MODEL", "seed")
     if not trained and ":" not in model:
         raise ValueError(f"there is no folder {model}; give a run's train/NAME, or a MODEL such as mpcvit:vit_7_4_32")
     declared = ranges_of(ranges, [chosen])
@@ -227,7 +227,7 @@ def infer(
     finish(record)
 
 
-def _demand_unset(ctx: typer.Context, what: str, *names: str) -> None:
+def demand_unset(ctx: typer.Context, what: str, *names: str) -> None:
     """Raises UsageError where one of these options was given: it would be ignored."""
     sources = {name: ctx.get_parameter_source(name) for name in names}
     given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -27,7 +27,11 @@ from cli import (
     show,
 )
 from cli import Parties as PartyCount
-from verbs import Out, demand_this_machine, progress_bar, run_at
+from verbs import Out, demand_this_machine, demand_unset, progress_bar, run_at
+
+if TYPE_CHECKING:
+    from cost_models.calibration import CalibrationPlan
+    from mpc.scheme import Scheme
 
 _STEADY = 0.05  # a pace that drifts by more, during a test, is half of the error that "within 10 %" allows
 
@@ -54,12 +58,20 @@ def calibrate(
     links: Annotated[
         bool, typer.Option("--links/--no-links", help="also fit and test on emulated links, where there can be any")
     ] = True,
+    pace_only: Annotated[
+        bool,
+        typer.Option(
+            "--pace-only",
+            help="only read how fast this machine is now, in a minute or two, and keep the calibration at that pace",
+        ),
+    ] = False,
     out: Out = None,
     json_only: JsonOnly = False,
 ) -> None:
     """Measure what the cost model needs on this machine, fit it, and test it on what is measured afterwards.
 
-    The model is kept as soon as it is fitted; the test runs on shapes, networks and links that it never saw.
+    The model is kept as soon as it is fitted; the test runs on shapes, networks and links that it never saw. A shared
+    machine changes its pace: --pace-only brings what is kept up to it.
     """
     import calibrating
     from cost_models.calibration import EVALUATIONS, evaluation_plan, load_record, plan, save_default
@@ -70,9 +82,14 @@ def calibrate(
         raise UsageError(f"--evaluate {evaluate} is unknown; choose from: none, {', '.join(EVALUATIONS)}")
     if evaluate == "none" and passes is not None:
         raise UsageError("--passes is of the test, and --evaluate none leaves it out; give one of the two")
+    if pace_only:
+        demand_unset(ctx, "--pace-only", "evaluate", "passes", "links")
     demand_this_machine(out)
     earlier = load_record(chosen, threads)
     calibrated = plan(chosen.name)
+    if pace_only:
+        _read_pace(ctx, chosen, threads, earlier, calibrated, out, json_only)
+        return
     test = None if evaluate == "none" else evaluation_plan(calibrated, chosen.name, EVALUATIONS[evaluate])
     if test is not None and passes is not None:
         test = replace(test, passes=passes)
@@ -98,10 +115,43 @@ def calibrate(
     finish({**record, "kept_in": str(path)})
 
 
+def _read_pace(
+    ctx: typer.Context,
+    chosen: Scheme,
+    threads: int,
+    kept: Mapping[str, Any] | None,
+    calibrated: CalibrationPlan,
+    out: Path | None,
+    json_only: bool,
+) -> None:
+    """Brings the kept calibration to the machine's pace of now, and keeps it."""
+    import calibrating
+    from cost_models.calibration import save_default
+    from mpc.parties import Parties
+
+    if kept is None:
+        raise ValueError(f"nothing is calibrated for {chosen.label} with {threads} threads: run mpc-pareto calibrate")
+    with progress_bar() as progress, Parties(chosen, threads) as running:
+        task = progress.add_task("reading the pace", total=None)
+        on_run = lambda i, n, what: progress.update(task, completed=i, total=n, description=what[:50])  # noqa: E731
+        record = calibrating.read_pace(running, dict(kept), calibrated, on_run)
+    path = save_default(record, chosen)
+    if out is not None:
+        run_at(ctx, out, "calibrate").write_json("calibration.json", record)
+    if not json_only:
+        pace = record["read_pace"]
+        typer.echo(
+            f"now {pace['alone']:.2f} times as long as when calibrated or read before for operations alone, "
+            f"{pace['inside']:.2f} inside networks"
+        )
+        typer.echo(_hours(record))
+        typer.echo(f"kept in {path}")
+        _say_of_others(pace)
+    finish({**record, "kept_in": str(path)})
+
+
 def _show(record: Mapping[str, Any], path: Path) -> None:
     """The model beside its baselines, group by group, and whatever disturbed the measurement."""
-    from cost_models.hours import DISTURBED
-
     for group, evaluation in record["evaluation"].items():
         scores = evaluation["scores"]
         table = Table(title=f"{group}: {scores['points']} never seen before the model was frozen", title_justify="left")
@@ -128,18 +178,24 @@ def _show(record: Mapping[str, Any], path: Path) -> None:
     typer.echo(_hours(record))
     seconds = f"calibrated in {record['calibration_s']:.0f} s"
     typer.echo(f"{seconds}; frozen {record['frozen_at']}; kept in {path}")
-    if (record["others_share"] or 0.0) > DISTURBED:  # None where that cannot be known
-        typer.echo(
-            f"other programs took {record['others_share']:.0%} of the CPU meanwhile: seconds scatter, calibrate again "
-            "when they are gone",
-            err=True,
-        )
+    _say_of_others(record)
     drifts = {group: evaluation["scores"]["drift"] or 0.0 for group, evaluation in record["evaluation"].items()}
     if drifts and max(drifts.values()) > _STEADY:
         group = max(drifts, key=lambda name: drifts[name])
         typer.echo(
             f"this machine changed its pace by {drifts[group]:.0%} while {group} were tested, which errors and "
             "intervals hold too: test again in a quieter hour",
+            err=True,
+        )
+
+
+def _say_of_others(record: Mapping[str, Any]) -> None:
+    from cost_models.hours import DISTURBED
+
+    if (record["others_share"] or 0.0) > DISTURBED:  # None where that cannot be known
+        typer.echo(
+            f"other programs took {record['others_share']:.0%} of the CPU meanwhile: seconds scatter, calibrate again "
+            "when they are gone",
             err=True,
         )
 

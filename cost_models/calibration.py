@@ -134,7 +134,8 @@ class CalibrationPlan:
 class EvaluationPlan:
     """What a frozen model is tested on: operations, layers and networks of other shapes, and links, after the fit.
 
-    The median over all passes is a point. A pass has `sweeps` times as many sweeps as the transport asks for.
+    The median over all passes is a point. A pass has `sweeps` times as many sweeps as the transport asks for. Of the
+    calibration, `reference_networks` and `reference_cases` run among the test's, to read the machine's pace: no points.
     """
 
     cases: tuple[Case, ...]
@@ -144,11 +145,13 @@ class EvaluationPlan:
     links: int = 0
     link_repeats: int = 1
     sweeps: int = 1
+    reference_networks: int = 4
+    reference_cases: int = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is measured: cases of each operation, layers, networks, passes; links, and runs on each; sweeps."""
+    """How much is measured, as in `EvaluationPlan`; `cases` are of each operation."""
 
     cases: int
     layers: int
@@ -157,6 +160,8 @@ class Effort:
     links: int = 0
     link_repeats: int = 1
     sweeps: int = 1
+    reference_networks: int = 4
+    reference_cases: int = 10
 
 
 # CrypTen's protocols over gloo take ten times as long as the tuned ones, so that they run less often.
@@ -166,7 +171,17 @@ CALIBRATIONS: Mapping[str, Effort] = {
 }
 EVALUATIONS: Mapping[str, Effort] = {
     "quick": Effort(cases=3, layers=6, networks=6, passes=5, links=3, link_repeats=3),
-    "full": Effort(cases=15, layers=12, networks=32, passes=9, links=13, link_repeats=9, sweeps=2),
+    "full": Effort(
+        cases=15,
+        layers=12,
+        networks=32,
+        passes=9,
+        links=13,
+        link_repeats=9,
+        sweeps=2,
+        reference_networks=8,
+        reference_cases=40,
+    ),
 }
 # With starting, fitting and links, a calibration then takes no more than ten minutes.
 _BUDGET_S = 450.0
@@ -191,9 +206,16 @@ def evaluation_plan(
     """What to test a model on that was fitted to `calibrated`: nothing that it saw."""
     cases = draw_cases(_EVALUATION_SEED, wanted.cases, LIMITS[protocols], calibrated.cases)
     networks = draw_networks(_EVALUATION_SEED, wanted.networks, protocols)
-    layers = _LAYERS[: wanted.layers]
     return EvaluationPlan(
-        tuple(cases), layers, networks, wanted.passes, wanted.links, wanted.link_repeats, wanted.sweeps
+        tuple(cases),
+        _LAYERS[: wanted.layers],
+        networks,
+        wanted.passes,
+        wanted.links,
+        wanted.link_repeats,
+        wanted.sweeps,
+        wanted.reference_networks,
+        wanted.reference_cases,
     )
 
 

@@ -54,7 +54,7 @@ def why_incomparable(
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """A calibration that was kept: its cost model, when it was frozen, and the hours that it knew itself."""
+    """A calibration that was kept: its cost model, of when its pace is, and the hours that it knew itself."""
 
     model: CostModel
     frozen_at: str
@@ -65,7 +65,7 @@ class Earlier:
         """That of a calibration record; raises ValueError for what is none, and as `CostModel.from_json`."""
         try:
             hours = tuple(Hour(hour["frozen_at"], hour["pace"]) for hour in record.get("earlier", []))
-            return cls(CostModel.from_json(record), record["frozen_at"], hours)
+            return cls(CostModel.from_json(record), record.get("paced_at") or record["frozen_at"], hours)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"the calibration kept before is damaged ({error!r}): remove it") from error
 

@@ -15,6 +15,7 @@ import calibrating
 from bench.link_runs import UNSEEN_LINKS, LinkMeasurement, LinkWorkload
 from bench.machine import this_machine
 from bench.records import plain
+from bench.run_directory import versions
 from bench.secure_run import SecureRun, run_module
 from cost_models.calibration import (
     CALIBRATION_LINKS,
@@ -196,6 +197,44 @@ def test_a_calibration_before_widens_the_intervals_by_how_far_the_pace_lies_apar
     assert [each["frozen_at"] for each in third["earlier"]] == [first["frozen_at"], second["frozen_at"]]
     busy = calibrating.calibrate(tuned_parties, plan, None, earlier={**first, "others_share": 0.5})
     assert (busy["earlier"], busy["no_earlier"]) == ([], "was made while other programs ran")
+
+
+@pytest.mark.parties
+def test_a_kept_calibration_is_brought_to_the_pace_of_now(tuned_parties: Parties) -> None:
+    plan = replace(PLAN, cases=tuple(c for c in CASES_OF_ALL for _ in range(3)), passes=5)
+    first = {**calibrating.calibrate(tuned_parties, plan, None), "others_share": 0.0}
+    fitted = CostModel.from_json(first)
+    slower = {**first, **fitted.at_pace(3.0, 5.0).to_json()}  # as if this machine had been as slow then
+    now = calibrating.read_pace(tuned_parties, slower, plan)
+    conform(plain(now), CalibrationRecord, "paced")
+    alone, inside = now["read_pace"]["alone"], now["read_pace"]["inside"]
+    assert 1 / 6 < alone < 1 / 1.5 and 1 / 10 < inside < 1 / 2.5
+    (hour,) = now["earlier"]
+    assert hour == {"frozen_at": first["frozen_at"], "pace": 1 / alone} and now["no_earlier"] is None
+    model, (workload, _) = CostModel.from_json(now), NETWORKS
+    assert model.spread == replace(fitted.spread, hours=abs(math.log(alone)))
+    trace = shape_reading(workload.module, workload.input_shape, tuned_parties.scheme.weights)
+    assert model.cost(trace).compute_s == pytest.approx(5 * inside * fitted.cost(trace).compute_s)
+    again = calibrating.read_pace(tuned_parties, now, plan)
+    assert [each["frozen_at"] for each in again["earlier"]] == [first["frozen_at"], now["paced_at"]]
+    assert 0.5 < again["read_pace"]["alone"] < 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"versions": {"torch": "0.1"}}, "was made by other versions of packages, so that no pace is read from it"),
+        ({"others_share": 0.5}, "was made while other programs ran"),
+    ],
+)
+def test_no_pace_is_read_from_a_calibration_that_says_nothing_of_this_machine(
+    changed: dict[str, Any], said: str
+) -> None:
+    spread, scheme = Spread(0.1, 0.1, 0.0, (-1.0, -0.5, 0.5, 1.0)), Scheme()
+    model = CostModel({POOLED: {"rounds": 1e-3}}, scheme, this_machine().to_json(), spread)
+    kept = {**model.to_json(), "frozen_at": "then", "versions": versions(), **changed}
+    with pytest.raises(ValueError, match=f"the kept calibration {said}.*; calibrate anew"):
+        calibrating.read_pace(SimpleNamespace(scheme=scheme), kept, PLAN)  # type: ignore[arg-type]
 
 
 @pytest.mark.parties

@@ -605,6 +605,9 @@ def test_infer_ends_with_the_record_of_a_trained_network(
 @pytest.mark.parties
 @pytest.mark.usefixtures("shared_parties")
 def test_a_calibrated_machine_predicts_seconds(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
+    from cost_models.calibration import default_path
+    from mpc.scheme import Scheme
+
     plan_in_miniature(monkeypatch)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert run(monkeypatch, "predict", "mpcvit:vit_2_4_32", "--json") == 0
@@ -622,6 +625,22 @@ def test_a_calibrated_machine_predicts_seconds(monkeypatch: pytest.MonkeyPatch, 
     assert run(monkeypatch, "predict", "mpcvit:vit_2_4_32", "--json", "--network", "cheetah-wan") == 0
     seconds = json.loads(capsys.readouterr().out)["seconds"]["cheetah-wan"]
     assert 0 < seconds["p05"] <= seconds["p95"] and seconds["p50"] > 0
+    assert run(monkeypatch, "calibrate", "--pace-only", "--evaluate", "none") == 2
+    assert "--evaluate does not apply to --pace-only; leave it out" in capsys.readouterr().err
+    kept_in = default_path(Scheme())
+    kept_in.write_text(json.dumps({**record, "others_share": 0.0}))  # whatever else runs beside this test
+    assert run(monkeypatch, "calibrate", "--pace-only") == 0
+    *said, line = capsys.readouterr().out.splitlines()
+    paced = json.loads(line)
+    assert f"now {paced['read_pace']['alone']:.2f} times as long" in said[0]
+    assert json.loads(kept_in.read_text()) == {key: paced[key] for key in paced if key != "kept_in"}
+    assert paced["evaluation"] == record["evaluation"] and len(paced["earlier"]) == 1
+
+
+def test_without_a_calibration_no_pace_is_read(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert run(monkeypatch, "calibrate", "--pace-only", "--threads", "2") == 1
+    assert "with 2 threads: run mpc-pareto calibrate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
