@@ -31,7 +31,7 @@ from cost_models.calibration import (
 )
 from cost_models.evaluation import Evaluation, Point, evaluate, scored
 from cost_models.fitting import fit
-from cost_models.hours import Earlier, spread_of, why_incomparable
+from cost_models.hours import Earlier, spread_of, times_as_long, why_incomparable
 from cost_models.linear import LINK_SIDES, CostModel
 from cost_models.observations import Observation, OperationSamples, operation_seconds
 from cost_models.pacing import at_even_pace
@@ -119,10 +119,16 @@ def calibrate(
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How many times as long as at calibration operations take by themselves (`alone`) and inside networks."""
+    """How many times as long as at calibration operations take by themselves (`alone`) and inside networks.
+
+    `alone_apart` and `inside_apart` are how far single operations, and networks, lie from that: standard deviations in
+    logarithms, beyond what their medians scatter by.
+    """
 
     alone: float
     inside: float
+    alone_apart: float = 0.0
+    inside_apart: float = 0.0
 
     def to_json(self) -> dict[str, float]:
         """Plain values for a record."""
@@ -162,11 +168,12 @@ def compare_with_measured(
     }
     even = [_alone(replace(sample, online_s=sample.steadiest_s), model.scheme) for sample in samples]
     known = {"operations": [_alone(sample, model.scheme) for sample in fitted.samples]}
-    now = model.at_pace(pace.alone, pace.inside)
+    apart = {"operations": pace.alone_apart}
     records = {}
     for name, points in groups.items():
         if points:
             fits = known.get(name, fitted.observations)
+            now = model.at_pace(pace.alone, pace.inside, apart.get(name, pace.inside_apart))
             frozen, paced = (evaluate(one, points, fits).to_json() for one in (model, now))
             records[name] = {**frozen, "paced": paced["scores"]}
     if even:
@@ -181,11 +188,13 @@ def _spread_over(cases: Sequence[Case], count: int) -> tuple[Case, ...]:
 
 def _pace(fitted: Measured, samples: Sequence[OperationSamples], networks: Sequence[Observation]) -> Pace:
     """From plain medians now, beside what was fitted; 1 where nothing was measured again."""
-    alone_s = {(sample.what, sample.operation.op): sample.usual_s for sample in fitted.samples}
-    inside_s = {observation.what: observation.median_s for observation in fitted.observations}
-    alone = [sample.median_s / alone_s[sample.what, sample.operation.op] for sample in samples]
-    inside = [network.median_s / inside_s[network.what] for network in networks]
-    return Pace(*(statistics.median(ratios) if ratios else 1.0 for ratios in (alone, inside)))
+    alone_s = {(sample.what, sample.operation.op): sample.steadiest_s for sample in fitted.samples}
+    inside_s = {observation.what: observation.online_s for observation in fitted.observations}
+    alone, alone_apart = times_as_long(
+        [(alone_s[sample.what, sample.operation.op], sample.online_s) for sample in samples]
+    )
+    inside, inside_apart = times_as_long([(inside_s[network.what], network.online_s) for network in networks])
+    return Pace(alone, inside, alone_apart, inside_apart)
 
 
 def read_pace(parties: Parties, kept: Record, plan: CalibrationPlan, on_run: OnRun = lambda *_: None) -> Record:
@@ -202,14 +211,14 @@ def read_pace(parties: Parties, kept: Record, plan: CalibrationPlan, on_run: OnR
     hours = before.hours_before(seen.samples)
     if not hours:
         raise ValueError("the kept calibration was fitted to other kinds of operations; calibrate anew")
+    alone = 1 / hours[-1].pace
     inside = statistics.median(each.median_s / before.model.cost(each.trace).compute_s for each in seen.observations)
-    pace = Pace(1 / hours[-1].pace, inside)
     spread = replace(before.model.spread, hours=spread_of(hours))
     return {
         **kept,
-        **replace(before.model.at_pace(pace.alone, pace.inside), spread=spread).to_json(),
+        **replace(before.model.at_pace(alone, inside), spread=spread).to_json(),
         "paced_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "read_pace": {**pace.to_json(), "others_share": others.share()},
+        "read_pace": {"alone": alone, "inside": inside, "others_share": others.share()},
         "earlier": [hour.to_json() for hour in hours],
         "no_earlier": None,
     }

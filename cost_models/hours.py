@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
+from statistics import NormalDist, median
 from typing import Any
 
 from cost_models.features import model_key
@@ -19,6 +19,7 @@ from cost_models.observations import OperationSamples
 
 DISTURBED = 0.05  # share of the CPU that other programs took: a calibration among them says nothing of the machine
 _KEPT = 20  # hours; older ones are forgotten
+_QUARTILE = NormalDist().inv_cdf(0.75)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +87,30 @@ class Earlier:
 def spread_of(hours: Sequence[Hour]) -> float:
     """Root mean square of the logarithms of their paces, which is how far off this calibration was in those hours."""
     return math.sqrt(sum(math.log(hour.pace) ** 2 for hour in hours) / len(hours)) if hours else 0.0
+
+
+def times_as_long(then_and_now_s: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[float, float]:
+    """The median over workloads of how many times as long each took now, and how far they lie apart from it.
+
+    Deviations are those of a normal distribution with the same median. What medians scatter by is known from those of
+    every other sample: they differ by twice that.
+    """
+    if not then_and_now_s:
+        return 1.0, 0.0
+    logs = [math.log(median(now) / median(then)) for then, now in then_and_now_s]
+    usual = median(logs)
+    scatter2 = sum(
+        _deviation([_halves_apart(samples_s) / 2 for samples_s in each]) ** 2
+        for each in zip(*then_and_now_s, strict=True)
+    )
+    return math.exp(usual), math.sqrt(max(0.0, _deviation([each - usual for each in logs]) ** 2 - scatter2))
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """The standard deviation of normal values around 0 whose magnitudes have this median."""
+    return median(map(abs, values)) / _QUARTILE
+
+
+def _halves_apart(samples_s: Sequence[float]) -> float:
+    """How far medians of every other sample lie apart, in logarithms; 0 for a single sample."""
+    return math.log(median(samples_s[::2]) / median(samples_s[1::2])) if samples_s[1:] else 0.0

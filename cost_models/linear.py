@@ -204,11 +204,12 @@ class CostModel:
                 if not (math.isfinite(seconds) and seconds >= 0):
                     raise ValueError(f"the coefficient of {name} must be >= 0 seconds, got {seconds}")
 
-    def at_pace(self, alone: float, inside: float | None = None) -> CostModel:
+    def at_pace(self, alone: float, inside: float | None = None, apart: float = 0.0) -> CostModel:
         """The model of this machine while operations alone take `alone` times as long as at calibration.
 
         Networks, resuming and the dealer take `inside` times as long, which is `alone` unless given. The pace is known
-        then: intervals hold what the fit missed, and no drift.
+        then: beside what the fit missed intervals hold no drift, but how far workloads lie `apart` from that pace, a
+        standard deviation in logarithms.
         """
         inside = alone if inside is None else inside
         operations = {key: _times(coefficients, alone) for key, coefficients in self.operations.items()}
@@ -223,7 +224,7 @@ class CostModel:
             in_networks=in_networks,
             wake_s=self.wake_s * inside,
             dealer=_times(self.dealer, inside),
-            spread=replace(self.spread, pace=0.0, hours=0.0),
+            spread=replace(self.spread, pace=apart, hours=0.0),
             _costs={},
         )
 

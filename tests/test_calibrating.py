@@ -166,6 +166,7 @@ def test_a_model_is_frozen_before_anything_that_tests_it_has_run(
     # At the pace of the references every prediction is that many times as long, and no reference is a point.
     alone, inside = record["pace"]["alone"], record["pace"]["inside"]
     assert alone > 0 and inside > 0 and alone != inside
+    assert record["pace"]["alone_apart"] >= 0 and record["pace"]["inside_apart"] >= 0
     paced = abs(whole["predicted_s"] * inside / whole["measured_s"] - 1)
     assert groups["networks"]["paced"]["median_error"] == pytest.approx(paced)
     errors = [abs(p["predicted_s"] * alone / p["measured_s"] - 1) for p in groups["operations"]["points"]]
@@ -212,7 +213,7 @@ def test_a_kept_calibration_is_brought_to_the_pace_of_now(tuned_parties: Parties
     (hour,) = now["earlier"]
     assert hour == {"frozen_at": first["frozen_at"], "pace": 1 / alone} and now["no_earlier"] is None
     model, (workload, _) = CostModel.from_json(now), NETWORKS
-    assert model.spread == replace(fitted.spread, hours=abs(math.log(alone)))
+    assert model.spread == replace(CostModel.from_json(slower).spread, hours=abs(math.log(alone)))
     trace = shape_reading(workload.module, workload.input_shape, tuned_parties.scheme.weights)
     assert model.cost(trace).compute_s == pytest.approx(5 * inside * fitted.cost(trace).compute_s)
     again = calibrating.read_pace(tuned_parties, now, plan)

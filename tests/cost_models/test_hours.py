@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.machine import this_machine
-from cost_models.hours import Earlier, Hour, spread_of, why_incomparable
+from cost_models.hours import Earlier, Hour, spread_of, times_as_long, why_incomparable
 from cost_models.linear import POOLED, CostModel, Spread
 from cost_models.observations import OperationSamples
 from mpc.scheme import Scheme
@@ -115,3 +116,27 @@ def test_the_spread_is_how_far_off_this_hour_was_in_the_others() -> None:
 def test_a_pace_is_a_positive_number(pace: float) -> None:
     with pytest.raises(ValueError, match="a pace must be a number above 0"):
         Hour("then", pace)
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.05, 0.2])
+def test_workloads_lie_apart_by_more_than_their_medians_scatter(apart: float) -> None:
+    generator = np.random.default_rng(3)
+    seconds = 10 ** generator.uniform(-4, 0, size=4000)
+    now_s = seconds * 1.3 * np.exp(apart * generator.standard_normal(4000))
+    pairs = [
+        (
+            (t * np.exp(0.06 * generator.normal(size=12))).tolist(),
+            (n * np.exp(0.09 * generator.normal(size=18))).tolist(),
+        )
+        for t, n in zip(seconds, now_s, strict=True)
+    ]
+    times, found = times_as_long(pairs)
+    assert times == pytest.approx(1.3, rel=0.02)
+    assert found == pytest.approx(apart, rel=0.1, abs=0.012)
+
+
+def test_what_was_not_measured_again_is_at_the_pace_of_then() -> None:
+    assert times_as_long([]) == (1.0, 0.0)
+    assert times_as_long([((1.0,), (2.0,))]) == (2.0, 0.0)
+    times, apart = times_as_long([((1.0,), (2.0,)), ((1.0,), (4.0,)), ((1.0,), (8.0,))])
+    assert (times, apart) == (pytest.approx(4.0), pytest.approx(math.log(2) / 0.6744897501960817))

@@ -148,6 +148,7 @@ def test_networks_may_be_at_another_pace_than_operations_alone() -> None:
     assert now.alone(ONE.operations[0]).p50_s == pytest.approx(1.5 * RELU_S)
     assert now.cost(ONE).compute_s == pytest.approx(3.0 * usual.cost(ONE).compute_s)
     assert now.wake_s == 3.0 * usual.wake_s
+    assert model().at_pace(1.5, 3.0, 0.25).spread == dataclasses.replace(usual.spread, pace=0.25)
 
 
 def test_a_short_run_scatters_by_its_jitter() -> None:
