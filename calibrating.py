@@ -47,7 +47,7 @@ from mpc.trace import Trace
 
 Record = dict[str, Any]
 OnRun = Callable[[int, int, str], None]
-OnFrozen = Callable[[Record], None]
+OnFrozen = Callable[[Record], object]
 CALIBRATION_LINK_REPEATS = 7
 # What a reading of the pace measures again of what was fitted: networks, cases, and how often.
 NETWORKS_OF_A_READING, CASES_OF_A_READING, PASSES_OF_A_READING = 8, 40, 9
@@ -102,19 +102,25 @@ def calibrate(
     on_frozen(record)
     if test is None:
         return record
+    return {**record, **_tested(parties, model, test, plan, fitted, on_run, links), "others_share": others.share()}
+
+
+def _tested(
+    parties: Parties,
+    model: CostModel,
+    test: EvaluationPlan,
+    plan: CalibrationPlan,
+    fitted: Measured,
+    on_run: OnRun,
+    links: bool,
+) -> Record:
+    """What measuring the frozen `model` on `test`, and with `links` on those, adds to a calibration record."""
     started_s = time.monotonic()
     pace, groups = compare_with_measured(parties, model, test, plan, fitted, on_run)
     if links and test.links:
         tested = compare_on_links(model, UNSEEN_LINKS[: test.links], test.link_repeats, on_run)
         groups |= {group: evaluation.to_json() for group, evaluation in tested.items()}
-    seconds = time.monotonic() - started_s
-    return {
-        **record,
-        "pace": pace.to_json(),
-        "evaluation": groups,
-        "evaluation_s": seconds,
-        "others_share": others.share(),
-    }
+    return {"pace": pace.to_json(), "evaluation": groups, "evaluation_s": time.monotonic() - started_s}
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,31 +203,47 @@ def _pace(fitted: Measured, samples: Sequence[OperationSamples], networks: Seque
     return Pace(alone, inside, alone_apart, inside_apart)
 
 
-def read_pace(parties: Parties, kept: Record, plan: CalibrationPlan, on_run: OnRun = lambda *_: None) -> Record:
-    """The calibration record `kept` at the machine's pace now, read from some of what it was fitted to.
+def read_pace(
+    parties: Parties,
+    kept: Record,
+    plan: CalibrationPlan,
+    test: EvaluationPlan | None = None,
+    on_run: OnRun = lambda *_: None,
+    on_frozen: OnFrozen = lambda _: None,
+) -> Record:
+    """The calibration record `kept` at the machine's pace now, read from some of `plan`, which it was fitted to.
 
-    Its own hour becomes one of `earlier`. What it holds of a test stays that of the model as it was frozen. Raises
-    ValueError where `kept` says nothing of this machine.
+    Its own hour becomes one of `earlier`. Without `test`, what it holds of one stays that of the model before; with it,
+    `on_frozen` is given the record first, and the pace in it is beside this reading. Raises ValueError where `kept`
+    says nothing of this machine.
     """
     if (why := why_incomparable(kept, this_machine().to_json(), versions())) is not None:
         raise ValueError(f"the kept calibration {why}, so that no pace is read from it; calibrate anew")
     before, others = Earlier.from_json(kept), Disturbance(parties.process_ids)
-    cases, networks = _spread_over(plan.cases, CASES_OF_A_READING), plan.networks[:NETWORKS_OF_A_READING]
-    seen = measure(parties, parties.scheme, cases, networks, PASSES_OF_A_READING, on_run)
+    plan = replace(
+        plan, cases=_spread_over(plan.cases, CASES_OF_A_READING), networks=plan.networks[:NETWORKS_OF_A_READING]
+    )
+    seen = measure(parties, parties.scheme, plan.cases, plan.networks, PASSES_OF_A_READING, on_run)
     hours = before.hours_before(seen.samples)
     if not hours:
         raise ValueError("the kept calibration was fitted to other kinds of operations; calibrate anew")
     alone = 1 / hours[-1].pace
     inside = statistics.median(each.median_s / before.model.cost(each.trace).compute_s for each in seen.observations)
-    spread = replace(before.model.spread, hours=spread_of(hours))
-    return {
+    model = before.model.at_pace(alone, inside)
+    model = replace(model, spread=replace(before.model.spread, hours=spread_of(hours)), _costs={})
+    record = {
         **kept,
-        **replace(before.model.at_pace(alone, inside), spread=spread).to_json(),
+        **model.to_json(),
         "paced_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "read_pace": {"alone": alone, "inside": inside, "others_share": others.share()},
         "earlier": [hour.to_json() for hour in hours],
         "no_earlier": None,
     }
+    on_frozen(record)
+    if test is None:
+        return record
+    links = kept.get("no_links") is None
+    return {**record, **_tested(parties, model, test, plan, seen, on_run, links)}
 
 
 def why_no_links(scheme: Scheme) -> str | None:

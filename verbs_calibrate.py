@@ -30,7 +30,7 @@ from cli import Parties as PartyCount
 from verbs import Out, demand_this_machine, demand_unset, progress_bar, run_at
 
 if TYPE_CHECKING:
-    from cost_models.calibration import CalibrationPlan
+    from cost_models.calibration import CalibrationPlan, EvaluationPlan
     from mpc.scheme import Scheme
 
 _STEADY = 0.05  # a pace that drifts by more, during a test, is half of the error that "within 10 %" allows
@@ -50,8 +50,12 @@ def calibrate(
     range_check: RangeCheck = False,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each party")] = 1,
     evaluate: Annotated[
-        str, typer.Option(help="how much to test the fitted model on: none, quick, or full (several times as long)")
-    ] = "quick",
+        str | None,
+        typer.Option(
+            help="how much to test the model on: none, quick, or full (several times as long); "
+            "quick unless given, none with --pace-only"
+        ),
+    ] = None,
     passes: Annotated[
         int | None, typer.Option(min=1, help="passes over all that is tested; 5 of quick, 9 of full")
     ] = None,
@@ -78,22 +82,22 @@ def calibrate(
     from mpc.parties import Parties
 
     chosen = scheme_of(ctx.params)
+    evaluate = evaluate or ("none" if pace_only else "quick")
     if evaluate not in ("none", *EVALUATIONS):
         raise UsageError(f"--evaluate {evaluate} is unknown; choose from: none, {', '.join(EVALUATIONS)}")
+    if evaluate == "none" and pace_only:
+        demand_unset(ctx, "--pace-only without --evaluate", "passes", "links")
     if evaluate == "none" and passes is not None:
         raise UsageError("--passes is of the test, and --evaluate none leaves it out; give one of the two")
-    if pace_only:
-        demand_unset(ctx, "--pace-only", "evaluate", "passes", "links")
     demand_this_machine(out)
     earlier = load_record(chosen, threads)
     calibrated = plan(chosen.name)
-    if pace_only:
-        _read_pace(ctx, chosen, threads, earlier, calibrated, out, json_only)
-        return
     test = None if evaluate == "none" else evaluation_plan(calibrated, chosen.name, EVALUATIONS[evaluate])
-    if test is not None and passes is not None:
-        test = replace(test, passes=passes)
-    kept: list[Path] = []
+    if test is not None:
+        test = replace(test, passes=passes or test.passes, links=test.links if links else 0)
+    if pace_only:
+        _read_pace(ctx, chosen, threads, earlier, calibrated, test, out, json_only)
+        return
     with progress_bar() as progress:
         task = progress.add_task("calibrating", total=None)
         on_run = lambda i, n, what: progress.update(task, completed=i, total=n, description=what[:50])  # noqa: E731
@@ -103,7 +107,7 @@ def calibrate(
                 calibrated,
                 test,
                 on_run,
-                lambda frozen: kept.append(save_default(frozen, chosen)),
+                lambda frozen: save_default(frozen, chosen),
                 links,
                 earlier,
             )
@@ -121,10 +125,11 @@ def _read_pace(
     threads: int,
     kept: Mapping[str, Any] | None,
     calibrated: CalibrationPlan,
+    test: EvaluationPlan | None,
     out: Path | None,
     json_only: bool,
 ) -> None:
-    """Brings the kept calibration to the machine's pace of now, and keeps it."""
+    """Brings the kept calibration to the machine's pace of now, keeps it, and then tests it."""
     import calibrating
     from cost_models.calibration import save_default
     from mpc.parties import Parties
@@ -134,12 +139,16 @@ def _read_pace(
     with progress_bar() as progress, Parties(chosen, threads) as running:
         task = progress.add_task("reading the pace", total=None)
         on_run = lambda i, n, what: progress.update(task, completed=i, total=n, description=what[:50])  # noqa: E731
-        record = calibrating.read_pace(running, dict(kept), calibrated, on_run)
+        record = calibrating.read_pace(
+            running, dict(kept), calibrated, test, on_run, lambda paced: save_default(paced, chosen)
+        )
     path = save_default(record, chosen)
     if out is not None:
         run_at(ctx, out, "calibrate").write_json("calibration.json", record)
     if not json_only:
         pace = record["read_pace"]
+        if test is not None:
+            _show_test(record)
         typer.echo(
             f"now {pace['alone']:.2f} times as long as when calibrated or read before for operations alone, "
             f"{pace['inside']:.2f} inside networks"
@@ -151,7 +160,18 @@ def _read_pace(
 
 
 def _show(record: Mapping[str, Any], path: Path) -> None:
-    """The model beside its baselines, group by group, and whatever disturbed the measurement."""
+    """What was measured, and whatever disturbed it."""
+    _show_test(record)
+    if record["no_links"]:
+        typer.echo(f"nothing was measured on links ({record['no_links']}): intervals on networks hold compute alone")
+    typer.echo(_hours(record))
+    seconds = f"calibrated in {record['calibration_s']:.0f} s"
+    typer.echo(f"{seconds}; frozen {record['frozen_at']}; kept in {path}")
+    _say_of_others(record)
+
+
+def _show_test(record: Mapping[str, Any]) -> None:
+    """The model beside its baselines, group by group, and by how much the machine changed meanwhile."""
     for group, evaluation in record["evaluation"].items():
         scores = evaluation["scores"]
         table = Table(title=f"{group}: {scores['points']} never seen before the model was frozen", title_justify="left")
@@ -173,12 +193,6 @@ def _show(record: Mapping[str, Any], path: Path) -> None:
             + (_without_spells(even[0][1]) if even else "")
             + (f"; thirds of the passes by {scores['drift']:.1%}" if scores["drift"] is not None else "")
         )
-    if record["no_links"]:
-        typer.echo(f"nothing was measured on links ({record['no_links']}): intervals on networks hold compute alone")
-    typer.echo(_hours(record))
-    seconds = f"calibrated in {record['calibration_s']:.0f} s"
-    typer.echo(f"{seconds}; frozen {record['frozen_at']}; kept in {path}")
-    _say_of_others(record)
     drifts = {group: evaluation["scores"]["drift"] or 0.0 for group, evaluation in record["evaluation"].items()}
     if drifts and max(drifts.values()) > _STEADY:
         group = max(drifts, key=lambda name: drifts[name])

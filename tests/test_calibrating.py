@@ -62,6 +62,20 @@ def parties(request: Any) -> Parties:
     return started
 
 
+@pytest.fixture
+def one_pace(monkeypatch: pytest.MonkeyPatch) -> list[calibrating.Measured]:
+    """A machine of one pace: what is asked for runs, and of all of it is said what the first call said."""
+    measured: list[calibrating.Measured] = []
+    measure = calibrating.measure
+
+    def as_at_first(*arguments: Any, **chosen: Any) -> calibrating.Measured:
+        measured.append(measure(*arguments, **chosen))
+        return measured[0]
+
+    monkeypatch.setattr(calibrating, "measure", as_at_first)
+    return measured
+
+
 @pytest.mark.parties
 def test_operations_and_workloads_are_measured_once_in_every_pass(parties: Parties) -> None:
     heard: list[tuple[int, int, str]] = []
@@ -185,6 +199,7 @@ def test_every_operation_of_enough_shapes_has_coefficients_of_its_own(tuned_part
 
 
 @pytest.mark.parties
+@pytest.mark.usefixtures("one_pace")
 def test_a_calibration_before_widens_the_intervals_by_how_far_the_pace_lies_apart(tuned_parties: Parties) -> None:
     plan = replace(PLAN, cases=tuple(c for c in CASES_OF_ALL for _ in range(3)), passes=1)
     first = {**calibrating.calibrate(tuned_parties, plan, None), "others_share": 0.0}
@@ -193,7 +208,7 @@ def test_a_calibration_before_widens_the_intervals_by_how_far_the_pace_lies_apar
     second = {**calibrating.calibrate(tuned_parties, plan, None, earlier={**first, **slower}), "others_share": 0.0}
     (hour,) = second["earlier"]
     assert (hour["frozen_at"], second["no_earlier"]) == (first["frozen_at"], None)
-    assert 1.5 < hour["pace"] < 6.0 and second["spread"]["hours"] == abs(math.log(hour["pace"]))
+    assert hour["pace"] == pytest.approx(3.0, rel=0.2) and second["spread"]["hours"] == abs(math.log(hour["pace"]))
     third = calibrating.calibrate(tuned_parties, plan, None, earlier=second)
     assert [each["frozen_at"] for each in third["earlier"]] == [first["frozen_at"], second["frozen_at"]]
     busy = calibrating.calibrate(tuned_parties, plan, None, earlier={**first, "others_share": 0.5})
@@ -201,7 +216,9 @@ def test_a_calibration_before_widens_the_intervals_by_how_far_the_pace_lies_apar
 
 
 @pytest.mark.parties
-def test_a_kept_calibration_is_brought_to_the_pace_of_now(tuned_parties: Parties) -> None:
+def test_a_kept_calibration_is_brought_to_the_pace_of_now(
+    tuned_parties: Parties, one_pace: list[calibrating.Measured]
+) -> None:
     plan = replace(PLAN, cases=tuple(c for c in CASES_OF_ALL for _ in range(3)), passes=5)
     first = {**calibrating.calibrate(tuned_parties, plan, None), "others_share": 0.0}
     fitted = CostModel.from_json(first)
@@ -209,7 +226,7 @@ def test_a_kept_calibration_is_brought_to_the_pace_of_now(tuned_parties: Parties
     now = calibrating.read_pace(tuned_parties, slower, plan)
     conform(plain(now), CalibrationRecord, "paced")
     alone, inside = now["read_pace"]["alone"], now["read_pace"]["inside"]
-    assert 1 / 6 < alone < 1 / 1.5 and 1 / 10 < inside < 1 / 2.5
+    assert (alone, inside) == (pytest.approx(1 / 3, rel=0.2), pytest.approx(1 / 5, rel=0.2))
     (hour,) = now["earlier"]
     assert hour == {"frozen_at": first["frozen_at"], "pace": 1 / alone} and now["no_earlier"] is None
     model, (workload, _) = CostModel.from_json(now), NETWORKS
@@ -219,7 +236,40 @@ def test_a_kept_calibration_is_brought_to_the_pace_of_now(tuned_parties: Parties
     assert model.cost(trace).compute_s == pytest.approx(5 * inside * fitted.cost(trace).compute_s)
     again = calibrating.read_pace(tuned_parties, now, plan)
     assert [each["frozen_at"] for each in again["earlier"]] == [first["frozen_at"], now["paced_at"]]
-    assert 0.5 < again["read_pace"]["alone"] < 2
+    assert again["read_pace"]["alone"] == pytest.approx(1.0)
+    assert len(one_pace) == 3
+
+
+@pytest.mark.parties
+def test_what_was_brought_to_the_pace_of_now_is_tested_after_it_was_frozen(
+    tuned_parties: Parties, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = replace(PLAN, cases=tuple(c for c in CASES_OF_ALL for _ in range(3)), passes=5)
+    kept = {**calibrating.calibrate(tuned_parties, plan, None), "others_share": 0.0}
+    kept |= CostModel.from_json(kept).at_pace(3.0, 5.0).to_json()
+    events: EVENTS = []
+
+    def run(parties: Parties, module: Any, inputs: Any, *arguments: Any, **chosen: Any) -> SecureRun:
+        events.append(("run", module))
+        return run_module(parties, module, inputs, *arguments, **chosen)
+
+    monkeypatch.setattr(calibrating, "run_module", run)
+    now = calibrating.read_pace(
+        tuned_parties, kept, plan, TEST, on_frozen=lambda frozen: events.append(("frozen", frozen))
+    )
+    conform(plain(now), CalibrationRecord, "tested")
+    (place,) = (place for place, (kind, _) in enumerate(events) if kind == "frozen")
+    tested = [TEST.layers[0].module, TEST.networks[0].module]
+    assert not any(module is one for _, module in events[:place] for one in tested)
+    assert all(any(module is one for _, module in events[place:]) for one in tested)
+    frozen, model = events[place][1], CostModel.from_json(now)
+    assert frozen["evaluation"] == kept["evaluation"] and CostModel.from_json(frozen) == model
+    # Points are those of the model at the pace that was read; the pace of the test is beside that.
+    predicted_s = {point["what"]: point["predicted_s"] for point in now["evaluation"]["operations"]["points"]}
+    seen = calibrating.measure(tuned_parties, tuned_parties.scheme, TEST.cases, (), 1).samples
+    linear = next(sample for sample in seen if sample.operation.op == "linear")
+    assert predicted_s[f"operation {linear.what.split()[0]}"] == model.operation_s(linear.operation)
+    assert now["pace"]["alone"] > 0 < now["pace"]["inside"]
 
 
 @pytest.mark.parametrize(

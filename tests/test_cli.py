@@ -625,8 +625,8 @@ def test_a_calibrated_machine_predicts_seconds(monkeypatch: pytest.MonkeyPatch, 
     assert run(monkeypatch, "predict", "mpcvit:vit_2_4_32", "--json", "--network", "cheetah-wan") == 0
     seconds = json.loads(capsys.readouterr().out)["seconds"]["cheetah-wan"]
     assert 0 < seconds["p05"] <= seconds["p95"] and seconds["p50"] > 0
-    assert run(monkeypatch, "calibrate", "--pace-only", "--evaluate", "none") == 2
-    assert "--evaluate does not apply to --pace-only; leave it out" in capsys.readouterr().err
+    assert run(monkeypatch, "calibrate", "--pace-only", "--no-links") == 2
+    assert "--links does not apply to --pace-only without --evaluate; leave it out" in capsys.readouterr().err
     kept_in = default_path(Scheme())
     kept_in.write_text(json.dumps({**record, "others_share": 0.0}))  # whatever else runs beside this test
     assert run(monkeypatch, "calibrate", "--pace-only") == 0
@@ -635,6 +635,12 @@ def test_a_calibrated_machine_predicts_seconds(monkeypatch: pytest.MonkeyPatch, 
     assert f"now {paced['read_pace']['alone']:.2f} times as long" in said[0]
     assert json.loads(kept_in.read_text()) == {key: paced[key] for key in paced if key != "kept_in"}
     assert paced["evaluation"] == record["evaluation"] and len(paced["earlier"]) == 1
+    assert run(monkeypatch, "calibrate", "--pace-only", "--evaluate", "quick", "--passes", "2") == 0
+    *said, line = capsys.readouterr().out.splitlines()
+    tested = json.loads(line)
+    assert any("layers: 2 never seen before the model was frozen" in row for row in said)
+    assert {len(point["samples_s"]) for point in tested["evaluation"]["layers"]["points"]} == {2}
+    assert len(tested["earlier"]) == 2
 
 
 def test_without_a_calibration_no_pace_is_read(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
