@@ -215,10 +215,13 @@ def read_pace(
 
     Its own hour becomes one of `earlier`. Without `test`, what it holds of one stays that of the model before; with it,
     `on_frozen` is given the record first, and the pace in it is beside this reading. Raises ValueError where `kept`
-    says nothing of this machine.
+    says nothing of this machine, or where `test` has links, `kept` knows some and this machine cannot have them.
     """
     if (why := why_incomparable(kept, this_machine().to_json(), versions())) is not None:
         raise ValueError(f"the kept calibration {why}, so that no pace is read from it; calibrate anew")
+    links = test is not None and test.links > 0 and kept["link_spread"] is not None
+    if links and (why := why_no_links(parties.scheme)) is not None:
+        raise ValueError(f"the kept calibration cannot be tested on links now ({why}): give --no-links")
     before, others = Earlier.from_json(kept), Disturbance(parties.process_ids)
     plan = replace(
         plan, cases=_spread_over(plan.cases, CASES_OF_A_READING), networks=plan.networks[:NETWORKS_OF_A_READING]
@@ -242,7 +245,6 @@ def read_pace(
     on_frozen(record)
     if test is None:
         return record
-    links = kept.get("no_links") is None
     return {**record, **_tested(parties, model, test, plan, seen, on_run, links)}
 
 

@@ -162,8 +162,6 @@ def _read_pace(
 def _show(record: Mapping[str, Any], path: Path) -> None:
     """What was measured, and whatever disturbed it."""
     _show_test(record)
-    if record["no_links"]:
-        typer.echo(f"nothing was measured on links ({record['no_links']}): intervals on networks hold compute alone")
     typer.echo(_hours(record))
     seconds = f"calibrated in {record['calibration_s']:.0f} s"
     typer.echo(f"{seconds}; frozen {record['frozen_at']}; kept in {path}")
@@ -193,6 +191,8 @@ def _show_test(record: Mapping[str, Any]) -> None:
             + (_without_spells(even[0][1]) if even else "")
             + (f"; thirds of the passes by {scores['drift']:.1%}" if scores["drift"] is not None else "")
         )
+    if record.get("no_links"):
+        typer.echo(f"nothing was measured on links ({record['no_links']}): intervals on networks hold compute alone")
     drifts = {group: evaluation["scores"]["drift"] or 0.0 for group, evaluation in record["evaluation"].items()}
     if drifts and max(drifts.values()) > _STEADY:
         group = max(drifts, key=lambda name: drifts[name])

@@ -208,7 +208,8 @@ class CalibrationRecord(TypedDict):
     beyond that, `passes` how often each was measured. `evaluation` holds the groups `operations`, `layers`, `networks`
     and `links`, those that were measured after the model was frozen; `replays` are the measurements of `links` beside a
     replay of loopback runs, in which the cost model has no part. `earlier` are calibrations of this machine before, how
-    many times as long it took then for what was measured now; where there is none, `no_earlier` says why.
+    many times as long it took then for what was measured now; where there is none, `no_earlier` says why. `pace` is
+    that of the test; after `calibrate --pace-only`, `read_pace` is what was read at `paced_at`, and the model is at it.
     """
 
     schema: int

@@ -289,6 +289,16 @@ def test_no_pace_is_read_from_a_calibration_that_says_nothing_of_this_machine(
         calibrating.read_pace(SimpleNamespace(scheme=scheme), kept, PLAN)  # type: ignore[arg-type]
 
 
+def test_what_cannot_be_tested_on_links_any_more_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    spread, scheme = Spread(0.1, 0.1, 0.0, (-1.0, -0.5, 0.5, 1.0)), Scheme()
+    model = CostModel({POOLED: {"rounds": 1e-3}}, scheme, this_machine().to_json(), spread)
+    kept = {**model.to_json(), "frozen_at": "then", "versions": versions(), "link_spread": 0.1}
+    monkeypatch.setattr(calibrating, "why_not", lambda: "no root")
+    parties = SimpleNamespace(scheme=scheme)
+    with pytest.raises(ValueError, match=r"cannot be tested on links now \(no root\): give --no-links"):
+        calibrating.read_pace(parties, kept, PLAN, replace(TEST, links=1))  # type: ignore[arg-type]
+
+
 @pytest.mark.parties
 @pytest.mark.parametrize("reason", [None, "no root"])
 def test_links_are_fitted_before_the_model_is_frozen_and_tested_after(
